@@ -8,7 +8,7 @@ of `Prompt.vision` after a policy has moved them; masks are bool, True = keep.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,3 +155,105 @@ class StepReport:
 
     step: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A measured share of right answers.
+
+    Attributes:
+        right: Answers graded right.
+        total: Answers asked for, >= 1.
+        low: Lower end of the 95 % Wilson interval, in [0, 1].
+        high: Upper end of it.
+    """
+
+    right: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Right answers over all, in [0, 1]."""
+        return self.right / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run is about to do, for the user to read before it starts.
+
+    Attributes:
+        rows_kept: Rows that will train.
+        rows_dropped: Rows left out, by reason.
+        rows_held_out: Rows that measure before and after.
+        trainable_parameters: Adapter parameters that learn.
+        total_parameters: All parameters, quantized ones counted as weights.
+        model_bytes: Memory the loaded model takes.
+        max_steps: Optimizer steps of the whole run.
+        first_step: The step this process starts with: 1, or more after a resume.
+        device: Where it runs, in words.
+        notes: Anything else worth a line, such as a warning about an evaluation data set.
+    """
+
+    rows_kept: int
+    rows_dropped: Mapping[str, int]
+    rows_held_out: int
+    trainable_parameters: int
+    total_parameters: int
+    model_bytes: int
+    max_steps: int
+    first_step: int
+    device: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        output: The run directory.
+        steps: Optimizer steps of the whole run so far.
+        updated_steps: Steps that changed the adapter.
+        before: Held-out accuracy before training; None where it was not measured.
+        after: The same afterwards.
+        seconds: Wall-clock time of this process's training.
+        peak_bytes: Highest memory in use, as the device counts it.
+    """
+
+    output: str
+    steps: int
+    updated_steps: int
+    before: Accuracy | None
+    after: Accuracy | None
+    seconds: float
+    peak_bytes: int
+
+
+class Listener(Protocol):
+    """Who watches a run: the terminal, a notebook, a test."""
+
+    def planned(self, plan: RunPlan) -> None:
+        """The plan is made; nothing has been trained."""
+        ...
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        """A phase inside a step moved on; `done` and `total` are in the phase's own unit (rows, tokens, prompts)."""
+        ...
+
+    def stepped(self, report: StepReport, seconds_left: float) -> None:
+        """An optimizer step is over."""
+        ...
+
+    def evaluated(self, name: str, accuracy: Accuracy) -> None:
+        """An accuracy was measured; `name` is `before` or `after`."""
+        ...
+
+    def noted(self, message: str) -> None:
+        """Something worth a line happened."""
+        ...
+
+    def finished(self, summary: RunSummary) -> None:
+        """The run is over."""
+        ...
