@@ -1,0 +1,186 @@
+"""Checkpoints that are complete or invisible, and never the last one lost.
+
+A checkpoint is written into a temporary folder, every file synced, with a manifest of sizes and sha256, and renamed into
+place; the folder above is synced. What a kill leaves behind is swept when the run starts again. Safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensor_bytes
+
+from vgpo_lite.errors import CheckpointError
+from vgpo_lite.storage import discard_folder, json_bytes, storage_errors, sync_folder, write_synced
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        step: Optimizer steps done.
+        progress: Counters and states that are numbers and text (cursor, loss scale, identity of model and data).
+        adapter: Adapter weights by name.
+        optimizer: `state_dict()` of the optimizer.
+        generators: States of the process-wide random generators, as torch gives them.
+        pending: Tensors of the rollouts still to be trained on, inside a window of several updates; else empty.
+    """
+
+    step: int
+    progress: Mapping[str, object]
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, object]
+    generators: Mapping[str, Tensor]
+    pending: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies below a run's `checkpoints/`."""
+    return root / f"step-{step:06d}"
+
+
+def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write a checkpoint below `root` and let the oldest beyond `keep` go.
+
+    Raises:
+        StorageError: The disk refuses; older checkpoints are untouched.
+    """
+    final = checkpoint_folder(root, checkpoint.step)
+    with storage_errors(f"The checkpoint of step {checkpoint.step}"):
+        root.mkdir(parents=True, exist_ok=True)
+        beside = root / f".tmp-{final.name}-{os.getpid()}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            _write_files(beside, checkpoint)
+            if final.exists():
+                discard_folder(final)
+            beside.replace(final)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        sync_folder(root)
+        for old in checkpoints(root)[:-keep]:
+            discard_folder(old)
+    return final
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    optimizer_tensors, optimizer_numbers = _split_optimizer(checkpoint.optimizer)
+    files = {
+        "adapter.safetensors": tensor_bytes(_contiguous(checkpoint.adapter)),
+        "optimizer.safetensors": tensor_bytes(_contiguous(optimizer_tensors)),
+        "optimizer.json": json_bytes(optimizer_numbers),
+        "generators.safetensors": tensor_bytes(_contiguous(checkpoint.generators)),
+        "pending.safetensors": tensor_bytes(_contiguous(checkpoint.pending)),
+        "progress.json": json_bytes({"step": checkpoint.step, **checkpoint.progress}),
+    }
+    for name, data in files.items():
+        write_synced(folder / name, data)
+    manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    write_synced(folder / _MANIFEST, json_bytes({"format": 1, "files": manifest}))
+    sync_folder(folder)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Folders of complete checkpoints, oldest first."""
+    return sorted(folder for folder in root.glob("step-*") if (folder / _MANIFEST).is_file())
+
+
+def sweep(root: Path) -> None:
+    """Remove what a killed process left half-written or half-deleted."""
+    for pattern in (".tmp-*", ".trash-*"):
+        for folder in root.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The newest whole checkpoint, and a note for each newer one that is damaged.
+
+    Raises:
+        CheckpointError: There is none, or none is whole: a run never silently starts over.
+    """
+    notes: list[str] = []
+    for folder in reversed(checkpoints(root)):
+        try:
+            return load_checkpoint(folder), tuple(notes)
+        except CheckpointError as error:
+            notes.append(str(error))
+    found = "; ".join(notes) if notes else "the folder holds no complete checkpoint"
+    raise CheckpointError(f"{root}: cannot resume: {found}. Start afresh with another --output.")
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint after comparing every file with its manifest.
+
+    Raises:
+        CheckpointError: A file is missing, changed or unreadable; the message names it.
+    """
+    files = _verified_files(folder)
+    progress = json.loads(files["progress.json"])
+    return Checkpoint(
+        step=progress.pop("step"),
+        progress=progress,
+        adapter=load_tensors(files["adapter.safetensors"]),
+        optimizer=_join_optimizer(
+            load_tensors(files["optimizer.safetensors"]), json.loads(files["optimizer.json"])
+        ),
+        generators=load_tensors(files["generators.safetensors"]),
+        pending=load_tensors(files["pending.safetensors"]),
+    )
+
+
+def _verified_files(folder: Path) -> dict[str, bytes]:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())["files"]
+        files = {name: (folder / name).read_bytes() for name in manifest}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder.name} is damaged: {error}") from error
+    for name, data in files.items():
+        if len(data) != manifest[name]["bytes"] or hashlib.sha256(data).hexdigest() != manifest[name]["sha256"]:
+            raise CheckpointError(f"checkpoint {folder.name} is damaged: {name} does not match its manifest")
+    return files
+
+
+def _split_optimizer(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """An optimizer's state as flat tensors `index.name` and the JSON that remains."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, object]] = {}
+    per_parameter: Mapping[int, Mapping[str, object]] = state["state"]  # pyright: ignore[reportAssignmentType]
+    for index, entries in per_parameter.items():
+        numbers[str(index)] = {}
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers[str(index)][name] = value
+    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> dict[str, object]:
+    per_parameter: Mapping[str, dict[str, object]] = numbers["state"]  # pyright: ignore[reportAssignmentType]
+    state: dict[int, dict[str, object]] = {int(index): dict(entries) for index, entries in per_parameter.items()}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state[int(index)][name] = tensor
+    return {"state": state, "param_groups": numbers["param_groups"]}

@@ -1,0 +1,36 @@
+"""What a run costs in memory, as the device itself counts it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Highest memory in use so far.
+
+    On a GPU: bytes the allocator held for tensors since the last `start_peak`. On a CPU: the highest resident size of
+    the whole process since it started, which the system does not let anyone reset.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT_BYTES
+
+
+def start_peak(device: torch.device) -> None:
+    """Begin a new peak on a GPU; on a CPU the process's own high-water mark stays."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_in_words(device: torch.device) -> str:
+    """The device as a person knows it, such as `NVIDIA T4, 15.6 GB` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads != 1 else ''}"

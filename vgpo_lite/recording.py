@@ -1,0 +1,142 @@
+"""What a run leaves in its directory while it goes: metrics, events, status, completions; and the lock that keeps it alone.
+
+    metrics.jsonl   one line per optimizer step, `section/name: value`
+    events.jsonl    what happened besides: resumed, checkpoint, skipped step, ...
+    status.json     where the run stands, replaced as a whole
+    completions/    one parquet file per recorded step
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+from vgpo_lite.errors import ConfigError
+from vgpo_lite.storage import json_bytes, replace_file, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+    from vgpo_lite.data_types import GroupRewards, RolloutGroup, StepReport
+
+
+class RunLock:
+    """Keeps a run directory to one process; the system lets go of it when the process dies, however it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        with storage_errors(str(self._path)):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise ConfigError(
+                f"{self._path.parent} is in use by process {owner}. Wait for it, stop it, or choose another --output."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+
+class RunRecorder:
+    """Writes a run's records; every write is on the disk, or the run stops with a storage error."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with storage_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = (folder / "metrics.jsonl").open("a")
+            self._events = (folder / "events.jsonl").open("a")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._events.close()
+
+    def step(self, report: StepReport) -> None:
+        """Append a step's metrics; a value that is not finite is written as null."""
+        values = {name: value if math.isfinite(value) else None for name, value in report.metrics.items()}
+        self._append(self._metrics, {"step": report.step, **values})
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Append something that happened, with the time in seconds since 1970."""
+        self._append(self._events, {"time": round(time.time(), 3), "kind": kind, **facts})
+
+    def status(self, state: str, **facts: object) -> None:
+        """Replace status.json."""
+        replace_file(self._folder / "status.json", json_bytes({"state": state, "time": round(time.time(), 3), **facts}))
+
+    def completions(self, step: int, groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards]) -> None:
+        """Write the completions of a step as `completions/step-000010.parquet`."""
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [
+            row for group, reward in zip(groups, rewards, strict=True) for row in _completion_rows(step, group, reward)
+        ]
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+        replace_file(self._folder / "completions" / f"step-{step:06d}.parquet", sink.getvalue().to_pybytes())
+
+    def _append(self, file: TextIO, entry: Mapping[str, object]) -> None:
+        with storage_errors(file.name):
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+            file.flush()
+
+
+def _completion_rows(step: int, group: RolloutGroup, rewards: GroupRewards) -> list[dict[str, object]]:
+    lengths = group.completion_mask.sum(-1).tolist()
+    return [
+        {
+            "step": step,
+            "sample_id": group.prompt.sample.sample_id,
+            "question": group.prompt.sample.question,
+            "answer": group.prompt.sample.answer,
+            "completion": text,
+            "tokens": int(lengths[row]),
+            "finished": bool(group.finished[row]),
+            "reward": float(rewards.rewards[row]),
+            **{f"reward_{name}": float(values[row]) for name, values in rewards.components.items()},
+        }
+        for row, text in enumerate(group.texts)
+    ]
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop records of steps later than `step`, which a resumed run will make again.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        replace_file(metrics, b"".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
+    for file in (folder / "completions").glob("step-*.parquet"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The complete JSON lines of a file: a line that a kill cut short is left out."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
