@@ -1,0 +1,279 @@
+"""A stand-in for the model and data set hub on the loopback address, for tests that download for real.
+
+It speaks the part of the hub's interface that `huggingface_hub`, `transformers` and `datasets` use to read: repository
+information, file trees, and files by revision with their hashes, sizes and byte ranges. Refusals look like the hub's:
+repositories that are missing, private or gated, revisions and files that do not exist, tokens that are not known.
+
+    with HubServer() as hub:
+        hub.publish("datasets", "hiyouga/geometry3k", folder)
+        subprocess.run(command, env=os.environ | hub.environment(home))
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.repository import Repository, Snapshot, folder_as_json
+
+Kind = Literal["models", "datasets"]
+
+
+class RefusalError(Exception):
+    """An answer that is not a success, as the hub would word it."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
+
+
+class HubServer:
+    """The stand-in hub. Starts when entered, stops when left; `requests` holds what was asked, as `METHOD /path`."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.requests: list[str] = []
+        self.downloads: list[str] = []
+        self.tokens: set[str] = set()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def start(self) -> HubServer:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    __enter__ = start
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def environment(self, home: str | Path) -> dict[str, str]:
+        """Variables that send a process here, with its caches under `home`. They must be set before it imports."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
+            "DO_NOT_TRACK": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def publish(self, kind: Kind, name: str, folder: str | Path, *, revision: str = "main") -> str:
+        """Serve a folder under a name and a branch or tag; returns the commit it got, made from the content."""
+        snapshot = Snapshot(Path(folder))
+        repository = self.repositories.setdefault((kind, name), Repository())
+        repository.snapshots[revision] = snapshot
+        return snapshot.commit
+
+    def restrict(self, kind: Kind, name: str, access: Literal["gated", "private"], readers: tuple[str, ...]) -> None:
+        """Let only these tokens read the files (gated), or see the repository at all (private)."""
+        repository = self.repositories[kind, name]
+        repository.access = access
+        repository.readers = frozenset(readers)
+        self.tokens.update(readers)
+
+    def repository(self, kind: str, name: str, token: str | None, *, files: bool) -> Repository:
+        """The repository, if this token may see it (and its files); raises the hub's refusal otherwise."""
+        if token is not None and token not in self.tokens:
+            raise RefusalError(401, "", "Invalid credentials in Authorization header")
+        repository = self.repositories.get((kind, name))
+        if repository is None or (repository.access == "private" and token not in repository.readers):
+            if token is None:
+                raise RefusalError(401, "RepoNotFound", "Invalid username or password.")
+            raise RefusalError(404, "RepoNotFound", "Repository not found")
+        if files and repository.access == "gated" and token not in repository.readers:
+            status = 401 if token is None else 403
+            raise RefusalError(status, "GatedRepo", f"Access to {kind[:-1]} {name} is restricted.")
+        return repository
+
+
+def _information(kind: str, name: str, repository: Repository, snapshot: Snapshot, *, blobs: bool) -> dict[str, object]:
+    """The answer to `/api/models/{name}`: the commit and the files, with their sizes where asked for."""
+    siblings = []
+    for entry in snapshot.entries.values():
+        sibling: dict[str, object] = {"rfilename": entry.path}
+        if blobs:
+            sibling |= {"size": entry.size, "blobId": entry.blob_id}
+            if entry.is_large:
+                sibling["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": 130}
+        siblings.append(sibling)
+    return {
+        "_id": snapshot.commit[:24],
+        "id": name,
+        "modelId" if kind == "models" else "datasetId": name,
+        "sha": snapshot.commit,
+        "private": repository.access == "private",
+        "gated": "manual" if repository.access == "gated" else False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": siblings,
+    }
+
+
+def _tree(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[dict[str, object]]:
+    """The files and folders below a folder of a snapshot, as `/tree/` lists them."""
+    folder = folder.strip("/")
+    inside = f"{folder}/" if folder else ""
+    if folder and folder not in snapshot.folders():
+        raise RefusalError(404, "EntryNotFound", f"{folder} does not exist")
+    listed: list[dict[str, object]] = []
+    for path in sorted(snapshot.folders()):
+        if path.startswith(inside) and (recursive or "/" not in path[len(inside) :]):
+            listed.append(folder_as_json(path))
+    for path, entry in snapshot.entries.items():
+        if path.startswith(inside) and (recursive or "/" not in path[len(inside) :]):
+            listed.append(entry.as_json())
+    return listed
+
+
+def _paths(snapshot: Snapshot, paths: list[str]) -> list[dict[str, object]]:
+    """What `/paths-info/` says about the paths that exist; the others are left out."""
+    folders = snapshot.folders()
+    known = [path.strip("/") for path in paths]
+    return [
+        snapshot.entries[path].as_json() if path in snapshot.entries else folder_as_json(path)
+        for path in known
+        if path in snapshot.entries or path in folders
+    ]
+
+
+def _byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The half-open range a `Range` header asks for, or None for the whole file."""
+    if header is None or not header.startswith("bytes="):
+        return None
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    return start, end
+
+
+def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901  (one class, closed over its hub)
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name is the base class's)
+            hub.requests.append(f"{self.command} {self.path}")
+
+        def do_HEAD(self) -> None:
+            self._answer(b"")
+
+        def do_GET(self) -> None:
+            self._answer(b"")
+
+        def do_POST(self) -> None:
+            self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+        def _answer(self, body: bytes) -> None:
+            try:
+                self._route(body)
+            except RefusalError as refusal:
+                self._send(refusal.status, json.dumps({"error": str(refusal)}).encode(), refusal.headers)
+
+        @property
+        def _token(self) -> str | None:
+            return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+
+        def _route(self, body: bytes) -> None:
+            parts = urlsplit(self.path)
+            steps = [unquote(step) for step in parts.path.strip("/").split("/")]
+            query = parse_qs(parts.query)
+            match steps:
+                case ["api", ("models" | "datasets") as kind, owner, name, *rest]:
+                    self._api(kind, f"{owner}/{name}", rest, query, body)
+                case ["datasets", owner, name, "resolve", revision, *path]:
+                    self._file("datasets", f"{owner}/{name}", revision, "/".join(path))
+                case [owner, name, "resolve", revision, *path]:
+                    self._file("models", f"{owner}/{name}", revision, "/".join(path))
+                case _:
+                    raise RefusalError(404, "", f"nothing is served at {parts.path}")
+
+        def _api(self, kind: str, name: str, rest: list[str], query: dict[str, list[str]], body: bytes) -> None:
+            repository = hub.repository(kind, name, self._token, files=False)
+            match rest:
+                case []:
+                    snapshot = self._snapshot(repository, "main")
+                    answer: object = _information(kind, name, repository, snapshot, blobs="blobs" in query)
+                case ["revision", revision]:
+                    snapshot = self._snapshot(repository, revision)
+                    answer = _information(kind, name, repository, snapshot, blobs="blobs" in query)
+                case ["tree", revision, *path]:
+                    recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+                    answer = _tree(self._snapshot(repository, revision), "/".join(path), recursive=recursive)
+                case ["paths-info", revision]:
+                    answer = _paths(self._snapshot(repository, revision), self._form_paths(body))
+                case ["refs"]:
+                    branches = [
+                        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": snapshot.commit}
+                        for name, snapshot in repository.snapshots.items()
+                    ]
+                    answer = {"branches": branches, "converts": [], "tags": []}
+                case _:
+                    raise RefusalError(404, "", f"the stand-in hub has no {'/'.join(rest)}")
+            self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+        def _form_paths(self, body: bytes) -> list[str]:
+            if self.headers.get("Content-Type", "").startswith("application/json"):
+                return json.loads(body)["paths"]
+            return parse_qs(body.decode()).get("paths", [])
+
+        @staticmethod
+        def _snapshot(repository: Repository, revision: str) -> Snapshot:
+            snapshot = repository.at(revision)
+            if snapshot is None:
+                raise RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return snapshot
+
+        def _file(self, kind: str, name: str, revision: str, path: str) -> None:
+            repository = hub.repository(kind, name, self._token, files=True)
+            snapshot = self._snapshot(repository, revision)
+            entry = snapshot.entries.get(path)
+            if entry is None:
+                raise RefusalError(404, "EntryNotFound", f"{path} does not exist")
+            headers = {
+                "ETag": f'"{entry.etag}"',
+                "X-Repo-Commit": snapshot.commit,
+                "X-Linked-Size": str(entry.size),
+                "X-Linked-ETag": f'"{entry.etag}"',
+                "Accept-Ranges": "bytes",
+                "Content-Type": "application/octet-stream",
+            }
+            content = entry.source.read_bytes()
+            wanted = _byte_range(self.headers.get("Range"), entry.size)
+            if self.command == "GET":
+                hub.downloads.append(f"{name}/{path}")
+            if wanted is None:
+                self._send(200, content, headers)
+            else:
+                start, end = wanted
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+                self._send(206, content[start:end], headers)
+
+        def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+    return Handler

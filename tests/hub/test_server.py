@@ -1,0 +1,71 @@
+"""The stand-in hub answers the ordinary clients as the hub does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from datasets import Dataset, load_dataset
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from tests.hub.server import HubServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"problem": ["1 + 1", "2 + 2"], "answer": ["2", "4"]}).to_parquet(
+        tmp_path / "data" / "train-00000-of-00001.parquet"
+    )
+    (tmp_path / "README.md").write_text("a card\n")
+    return tmp_path
+
+
+def test_a_published_folder_loads_as_a_data_set(hub: HubServer, folder: Path) -> None:
+    hub.publish("datasets", "stand-in/sums", folder)
+    rows = load_dataset("stand-in/sums", split="train")
+    assert list(rows) == [{"problem": "1 + 1", "answer": "2"}, {"problem": "2 + 2", "answer": "4"}]
+
+
+def test_a_snapshot_holds_the_published_files_at_the_commit_the_hub_names(hub: HubServer, folder: Path) -> None:
+    commit = hub.publish("models", "stand-in/files", folder)
+    information = HfApi().model_info("stand-in/files", files_metadata=True)
+    snapshot = Path(snapshot_download("stand-in/files"))
+    assert information.sha == commit == snapshot.name
+    sizes = {sibling.rfilename: sibling.size for sibling in information.siblings or []}
+    for name, size in sizes.items():
+        assert (snapshot / name).stat().st_size == size
+        assert (snapshot / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_older_revision_stays_readable_beside_a_newer_one(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    old = hub.publish("models", "stand-in/two", folder, revision="v1")
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "README.md").write_text("a newer card\n")
+    new = hub.publish("models", "stand-in/two", newer)
+    assert old != new
+    assert Path(hf_hub_download("stand-in/two", "README.md", revision="v1")).read_text() == "a card\n"
+    assert Path(hf_hub_download("stand-in/two", "README.md")).read_text() == "a newer card\n"
+
+
+def test_refusals_reach_the_client_as_the_errors_of_the_hub(hub: HubServer, folder: Path) -> None:
+    hub.publish("models", "stand-in/gated", folder)
+    hub.restrict("models", "stand-in/gated", "gated", ("hf_reader",))
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi().model_info("stand-in/none")
+    with pytest.raises(GatedRepoError):
+        hf_hub_download("stand-in/gated", "README.md")
+    with pytest.raises(RevisionNotFoundError):
+        hf_hub_download("stand-in/gated", "README.md", revision="v9", token="hf_reader")
+    with pytest.raises(RemoteEntryNotFoundError):
+        hf_hub_download("stand-in/gated", "none.md", token="hf_reader")
+    assert Path(hf_hub_download("stand-in/gated", "README.md", token="hf_reader")).read_text() == "a card\n"
