@@ -1,0 +1,146 @@
+"""Small models of the real architectures with random weights, and prompts made by hand: no files, no processor.
+
+The adapters' B is not zero: with B at zero an adapter does nothing, and A's gradient is zero whatever the engine does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from vgpo_lite.data_types import Prompt, RolloutGroup, Sample
+from vgpo_lite.models.families import family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VOCABULARY = 160
+VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD = 150, 151, 152, 153, 154
+EOS, PAD = 149, 148
+FIRST_SPECIAL = PAD
+PATCH, MERGE = 4, 2
+
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}
+IDS = {
+    "image_token_id": IMAGE_PAD,
+    "video_token_id": VIDEO_PAD,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+VISION = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
+
+
+def small_model(
+    model_type: str, *, layers: int = 3, tied: bool = True, seed: int = 0, vocabulary: int = VOCABULARY
+) -> PreTrainedModel:
+    """A bare model, float32, eval mode; weights large enough that attention is not flat."""
+    torch.manual_seed(seed)
+    text = TEXT | {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    if model_type == "qwen2_vl":
+        vision = VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+        config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
+        model = Qwen2VLForConditionalGeneration(config)
+    elif model_type == "qwen2_5_vl":
+        vision = VISION | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+        vision |= {"window_size": 2 * PATCH * MERGE, "fullatt_block_indexes": [1]}
+        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    else:
+        text |= {"head_dim": 16, "rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [4, 2, 2]}}
+        vision = VISION | {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
+        model = Qwen3VLForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.0, 1.5 / fan_in**0.5, generator=generator)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def with_adapters(model: PreTrainedModel, *, vision: bool = False, seed: int = 1) -> PeftModel:
+    """LoRA on every projection the family names, A and B random."""
+    torch.manual_seed(seed)
+    targets = family_of(model.config).lora_targets(vision=vision)
+    settings = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.0, target_modules=targets, init_lora_weights=False)
+    wrapped = get_peft_model(model, settings)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped.eval()
+
+
+def small_policy_model(model_type: str, *, vision: bool = False, tied: bool = True, seed: int = 0) -> PeftModel:
+    """A small model with adapters, float32, eval mode."""
+    return with_adapters(small_model(model_type, tied=tied, seed=seed), vision=vision)
+
+
+def make_prompt(
+    grids: Sequence[tuple[int, int]] = ((2, 3),), *, text: Sequence[int] = (4, 5, 6, 7), seed: int = 0
+) -> Prompt:
+    """A prompt with one image per grid.
+
+    Args:
+        grids: Height and width of each image, in image tokens.
+        text: Text tokens before, between and behind the images; the first `len(grids) + 1` are used.
+        seed: Of pixels and text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = []
+    for place in range(len(grids) + 1):
+        ids += torch.randint(0, FIRST_SPECIAL, (text[place],), generator=generator).tolist()
+        if place < len(grids):
+            height, width = grids[place]
+            ids += [VISION_START, *[IMAGE_PAD] * (height * width), VISION_END]
+    input_ids = torch.tensor(ids)
+    vision = {}
+    if grids:
+        patches = sum(height * width * MERGE**2 for height, width in grids)
+        vision = {
+            "pixel_values": torch.randn(patches, 3 * 2 * PATCH**2, generator=generator),
+            "image_grid_thw": torch.tensor([[1, height * MERGE, width * MERGE] for height, width in grids]),
+        }
+    sample = Sample(sample_id=f"hand/{seed}", question="?", images=(), answer=None)
+    return Prompt(sample=sample, text="", input_ids=input_ids, image_mask=input_ids == IMAGE_PAD, vision=vision)
+
+
+def make_group(prompt: Prompt, lengths: Sequence[int], *, seed: int = 0) -> RolloutGroup:
+    """A group of random completions; what lies under the padding is a valid id that nobody sampled."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    longest = max(lengths)
+    ids = torch.randint(0, FIRST_SPECIAL, (len(lengths), longest), generator=generator)
+    mask = torch.arange(longest)[None] < torch.tensor(list(lengths))[:, None]
+    return RolloutGroup(
+        prompt=prompt,
+        completion_ids=ids,
+        completion_mask=mask,
+        sampling_logprobs=torch.zeros(len(lengths), longest),
+        decode_focus=None,
+        finished=torch.ones(len(lengths), dtype=torch.bool),
+        texts=("",) * len(lengths),
+    )
