@@ -14,6 +14,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.hub.data import GEOMETRY3K, GEOQA, MATHVISTA, picture, write_dataset
+from tests.hub.models import SMALLEST_OF_EACH_FAMILY, VOCABULARY, token_id, write_model
 
 if TYPE_CHECKING:
     from tests.hub.server import HubServer
@@ -69,3 +73,36 @@ def test_refusals_reach_the_client_as_the_errors_of_the_hub(hub: HubServer, fold
     with pytest.raises(RemoteEntryNotFoundError):
         hf_hub_download("stand-in/gated", "none.md", token="hf_reader")
     assert Path(hf_hub_download("stand-in/gated", "README.md", token="hf_reader")).read_text() == "a card\n"
+
+
+@pytest.mark.parametrize("name", [GEOMETRY3K, GEOQA, MATHVISTA])
+def test_the_small_data_sets_load_under_their_real_names_with_their_columns(
+    hub: HubServer, tmp_path: Path, name: str
+) -> None:
+    hub.publish("datasets", name, write_dataset(tmp_path / "data-set", name, rows=3))
+    splits = load_dataset(name)
+    row = next(iter(splits.values()))[2]
+    image = {GEOMETRY3K: "images", GEOQA: "image", MATHVISTA: "decoded_image"}[name]
+    shown = row[image][0] if isinstance(row[image], list) else row[image]
+    red = sum(1 for pixel in shown.get_flattened_data() if pixel == (255, 0, 0))
+    assert red / (13 * 13) == 3  # each square is 13 pixels wide; the third row of a split shows three
+    assert (row.get("answer") or row.get("solution")) in ("3", "<answer> 3 </answer>")
+
+
+@pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
+def test_the_small_models_load_under_their_real_names_and_answer_about_an_image(
+    hub: HubServer, tmp_path: Path, name: str
+) -> None:
+    hub.publish("models", name, write_model(tmp_path / "model", name))
+    model = AutoModelForImageTextToText.from_pretrained(name)
+    processor = AutoProcessor.from_pretrained(name)
+    content = [{"type": "image", "image": picture(2)}, {"type": "text", "text": "How many?"}]
+    encoded = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    text = processor.tokenizer.decode(encoded["input_ids"][0])
+    assert text.endswith("How many?<|im_end|>\n<|im_start|>assistant\n")
+    assert (encoded["input_ids"] == token_id("<|image_pad|>")).sum() == encoded["image_grid_thw"].prod() // 4
+    assert model.generation_config.eos_token_id == [token_id("<|im_end|>"), token_id("<|endoftext|>")]
+    assert model(**encoded).logits.shape[-1] == VOCABULARY
