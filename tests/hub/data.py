@@ -1,7 +1,7 @@
 """Small data sets with the columns and forms of the real ones, in parquet files as the hub keeps them.
 
-Each row draws red squares on white and asks for their number, so that the answer needs the picture. What differs is what
-differs on the hub: one image or a list, marks in the question or none, and how the answer is wrapped.
+Each row draws red squares on white and asks for their number, so that the answer needs the picture. What differs is
+what differs on the hub: one image or a list, marks in the question or none, and how the answer is wrapped.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ _QWEN3_TEMPLATE = (
 
 
 @lru_cache(maxsize=1)
-def _pieces() -> tuple[dict[str, int], list[str]]:
+def _pieces() -> tuple[dict[str, int], Any]:
     """The vocabulary and merges of a small byte-level tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,7 +75,7 @@ def _pieces() -> tuple[dict[str, int], list[str]]:
     trainer = trainers.BpeTrainer(vocab_size=PIECES, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
     tokenizer.train_from_iterator(_CORPUS, trainer)
     trained = json.loads(tokenizer.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"]]
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in trained["merges"]]
     return trained["vocab"], merges
 
 
