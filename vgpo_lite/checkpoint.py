@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
@@ -142,9 +144,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         step=progress.pop("step"),
         progress=progress,
         adapter=load_tensors(files["adapter.safetensors"]),
-        optimizer=_join_optimizer(
-            load_tensors(files["optimizer.safetensors"]), json.loads(files["optimizer.json"])
-        ),
+        optimizer=_join_optimizer(load_tensors(files["optimizer.safetensors"]), json.loads(files["optimizer.json"])),
         generators=load_tensors(files["generators.safetensors"]),
         pending=load_tensors(files["pending.safetensors"]),
     )
@@ -184,3 +184,27 @@ def _join_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
         index, name = key.split(".", 1)
         state[int(index)][name] = tensor
     return {"state": state, "param_groups": numbers["param_groups"]}
+
+
+def generator_states() -> dict[str, Tensor]:
+    """States of the process-wide generators that a reward function or a library may draw from."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: Mapping[str, Tensor]) -> None:
+    """Put the process-wide generators back to where `generator_states` found them."""
+    torch.set_rng_state(states["torch"])
+    random.setstate((3, tuple(states["python"].tolist()), None))
+    *keys, position = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,9 +1,9 @@
 """What a run leaves in its directory while it goes: metrics, events, status, completions; and the lock that keeps it alone.
 
-    metrics.jsonl   one line per optimizer step, `section/name: value`
-    events.jsonl    what happened besides: resumed, checkpoint, skipped step, ...
-    status.json     where the run stands, replaced as a whole
-    completions/    one parquet file per recorded step
+metrics.jsonl   one line per optimizer step, `section/name: value`
+events.jsonl    what happened besides: resumed, checkpoint, skipped step, ...
+status.json     where the run stands, replaced as a whole
+completions/    one parquet file per recorded step
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._path.unlink(missing_ok=True)
+            self._file.truncate(0)
             self._file.close()
             self._file = None
 

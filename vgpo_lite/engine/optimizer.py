@@ -92,11 +92,11 @@ class GradientStep:
     """What became of one step's gradient.
 
     Attributes:
-        gradient_norm: Euclidean norm over all adapters before clipping; nan or infinite where a gradient was.
-        applied: Whether the adapters moved.
+        norm: Euclidean norm over all adapters before clipping; nan or infinite where a gradient was, 0 where there is none.
+        applied: Whether the optimizer used it.
     """
 
-    gradient_norm: float
+    norm: float
     applied: bool
 
 
@@ -106,6 +106,8 @@ def apply_gradients(
     """Unscale, clip and apply the accumulated gradients, unless one is not finite; gradients are cleared either way."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return GradientStep(norm=0.0, applied=False)
     if loss_scale != 1.0:
         torch._foreach_div_(gradients, loss_scale)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -115,4 +117,4 @@ def apply_gradients(
             group["lr"] = learning_rate(step, config)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return GradientStep(gradient_norm=norm, applied=applied)
+    return GradientStep(norm=norm, applied=applied)

@@ -1,0 +1,84 @@
+"""Sums and counts of a step, turned into the means that metrics.jsonl records.
+
+Means are taken at the very end, over the whole step, so that no split into groups or micro-batches shows in them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from vgpo_lite.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from vgpo_lite.windows import Window
+
+
+class Tally:
+    """Adds up (sum, count) pairs by metric name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, pairs: Mapping[str, tuple[float, float]]) -> None:
+        """Add one part's sums and counts."""
+        for name, (total, count) in pairs.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def add_focus(
+        self, focus: Float[Tensor, "group token"] | None, completion_mask: Bool[Tensor, "group token"]
+    ) -> None:
+        """Add a group's focus: all of it, and that of the first and the second half of each completion."""
+        if focus is None:
+            return
+        place = torch.arange(1, completion_mask.shape[-1] + 1, device=completion_mask.device)
+        late = completion_mask & (2 * place > completion_mask.sum(-1, keepdim=True))
+        for name, where in (("mean", completion_mask), ("early", completion_mask & ~late), ("late", late)):
+            self.add({f"focus/{name}": (float(focus[where].sum()), float(where.sum()))})
+
+    def means(self) -> dict[str, float]:
+        """Every sum over its count; a metric that counted nothing is left out."""
+        return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name] > 0}
+
+
+def rollout_metrics(window: Window) -> dict[str, float]:
+    """What was sampled and earned, over every group of the window, trained on or not."""
+    rewards = [scored.rewards.rewards for scored in window.sampled]
+    everything = torch.cat(rewards)
+    lengths = torch.cat([scored.group.completion_mask.sum(-1).float() for scored in window.sampled])
+    finished = torch.cat([scored.group.finished.float() for scored in window.sampled])
+    metrics = {
+        "reward/mean": float(everything.mean()),
+        "reward/std": sum(float(values.std(correction=0)) for values in rewards) / len(rewards),
+        "groups/useful_share": len(window.useful) / len(window.sampled),
+        "groups/sampled": float(len(window.sampled)),
+        "groups/trained": float(len(window.useful)),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/truncated_share": float(1 - finished.mean()),
+    }
+    names = window.sampled[0].rewards.components
+    for name in names:
+        values = torch.cat([scored.rewards.components[name] for scored in window.sampled])
+        mean = float(torch.nanmean(values))
+        if math.isfinite(mean):
+            metrics[f"reward/{name}"] = mean
+    return metrics
+
+
+def step_costs(rollout_seconds: float, update_seconds: float, device: torch.device) -> dict[str, float]:
+    """What a step took, in seconds and bytes."""
+    return {
+        "time/rollout_seconds": rollout_seconds,
+        "time/update_seconds": update_seconds,
+        "time/step_seconds": rollout_seconds + update_seconds,
+        "memory/peak_bytes": float(peak_bytes(device)),
+    }

@@ -1,0 +1,246 @@
+"""A run in the making: what it works with, where it stands, and how a step comes to count.
+
+State that a checkpoint keeps is only ever changed at the end of a step, so that whatever stops a run in between leaves
+the last step's end to save.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
+from vgpo_lite.data_types import RunSummary
+from vgpo_lite.errors import NonFiniteError, NothingLearnedError
+from vgpo_lite.evaluation import measured_accuracy
+from vgpo_lite.invariants import AdaptersMoved
+from vgpo_lite.memory import peak_bytes
+from vgpo_lite.models.lora import adapter_state, save_adapter
+from vgpo_lite.windows import window_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.data_types import Accuracy, Listener, Prompt, StepReport
+    from vgpo_lite.engine import DecodeProgress
+    from vgpo_lite.engine.optimizer import LossScale
+    from vgpo_lite.ordering import PromptOrder
+    from vgpo_lite.preparation import Workbench
+    from vgpo_lite.recording import RunRecorder
+    from vgpo_lite.windows import Window
+
+_BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
+_MAY_CHANGE = {"max_steps", "output", "checkpoint", "memory", "report_to", "save_completions_every", "eval"}
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands at the end of a step.
+
+    Attributes:
+        step: Optimizer steps done, skipped ones counted.
+        draws: Prompts drawn.
+        updated_steps: Steps that moved the adapter.
+        useful_groups: Groups trained on so far.
+        bad_steps: Steps in a row whose gradient was not finite.
+        before: Held-out accuracy before the first step.
+    """
+
+    step: int = 0
+    draws: int = 0
+    updated_steps: int = 0
+    useful_groups: int = 0
+    bad_steps: int = 0
+    before: Accuracy | None = None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run in the making: what it works with, where it stands and where it writes."""
+
+    bench: Workbench
+    output: Path
+    recorder: RunRecorder
+    listener: Listener
+    optimizer: torch.optim.Optimizer
+    loss_scale: LossScale
+    order: PromptOrder
+    progress: Progress = field(default_factory=Progress)
+    pending: Window | None = None
+    first_step: int = 1
+    adapters_moved: AdaptersMoved = field(init=False)
+    step_seconds: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.adapters_moved = AdaptersMoved(self.bench.policy)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return self.bench.config
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are steps left to do."""
+        return self.progress.step < self.config.max_steps
+
+    @property
+    def has_fresh_adapter(self) -> bool:
+        """Whether the adapter is still the one it was born as, which changes nothing."""
+        return self.config.adapter is None and self.progress.updated_steps == 0
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss needs log-probabilities of the model without the adapter."""
+        return self.config.kl_coefficient > 0
+
+    def prompt_at(self, place: int) -> Prompt:
+        """The prompt of draw `place`."""
+        return self.bench.prompt(self.bench.train, self.order.row(place))
+
+    def decoding(self, progress: DecodeProgress) -> None:
+        """Between decoding steps: tell who watches, and stop if a signal came."""
+        self.listener.progressed("rollout", progress.done_tokens, progress.limit_tokens)
+        self.bench.stop.poll()
+
+    def complete(self, report: StepReport, window: Window, *, applied: bool) -> Window:
+        """Make a step count: advance the state, record it, and save when it is time.
+
+        Returns:
+            The window as it stands after the step.
+
+        Raises:
+            NonFiniteError: It is the third step in a row whose gradient was not finite.
+        """
+        seconds = report.metrics["time/step_seconds"]
+        self.step_seconds.append(seconds)
+        useful = window.useful if window.updates == 0 else ()
+        over = not window.useful or window.updates + 1 >= self.config.num_iterations
+        explained = bool(window.useful) and self.loss_scale.after_step(finite=applied)
+        failed = bool(window.useful) and not applied and not explained
+        self.progress = Progress(
+            step=report.step,
+            draws=window.draws,
+            updated_steps=self.progress.updated_steps + applied,
+            useful_groups=self.progress.useful_groups + len(useful),
+            bad_steps=self.progress.bad_steps + 1 if failed else (0 if window.useful else self.progress.bad_steps),
+            before=self.progress.before,
+        )
+        after = replace(window, updates=window.updates + 1)
+        self.pending = None if over else after
+        self.recorder.step(report)
+        if report.step % self.config.save_completions_every == 0 and window.updates == 0:
+            groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
+            self.recorder.completions(report.step, groups, rewards)
+        self.listener.stepped(report, self.seconds_left)
+        if failed:
+            self.recorder.event("step_skipped", step=report.step, reason="the gradient is not finite")
+            self.listener.noted(f"step {report.step} skipped: its gradient is not finite")
+        if self.progress.bad_steps >= _BAD_STEPS_IN_A_ROW:
+            raise NonFiniteError(
+                f"the gradient was not finite in {_BAD_STEPS_IN_A_ROW} steps in a row (up to step {report.step}); the "
+                "weights are those of the last finite step. Lower learning_rate, or set dtype=float32."
+            )
+        if report.step % self.config.checkpoint.every == 0 and self.unfinished:
+            self.save()
+        return after
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate from the median of the last twenty steps."""
+        recent = self.step_seconds[-20:]
+        return statistics.median(recent) * (self.config.max_steps - self.progress.step) if recent else 0.0
+
+    def save(self) -> Path:
+        """Write a checkpoint of the last step's end, unless it is there already."""
+        folder = checkpoint_folder(self.output / "checkpoints", self.progress.step)
+        if folder in checkpoints(folder.parent):
+            return folder
+        before = self.progress.before
+        save_checkpoint(
+            folder.parent,
+            Checkpoint(
+                step=self.progress.step,
+                progress={
+                    "draws": self.progress.draws,
+                    "updated_steps": self.progress.updated_steps,
+                    "useful_groups": self.progress.useful_groups,
+                    "bad_steps": self.progress.bad_steps,
+                    "before": None if before is None else asdict(before),
+                    "loss_scale": self.loss_scale.state(),
+                    "identity": identity(self.bench),
+                },
+                adapter=adapter_state(self.bench.policy),
+                optimizer=self.optimizer.state_dict(),
+                generators=generator_states(),
+                pending={} if self.pending is None else window_tensors(self.pending),
+            ),
+            keep=self.config.checkpoint.keep,
+        )
+        self.recorder.event("checkpoint", step=self.progress.step, folder=folder.name)
+        return folder
+
+    def measure_before(self) -> None:
+        """Measure once before the first step of a run, and keep the result where a resumed run finds it."""
+        if self.progress.step == 0 and self.progress.before is None:
+            self.progress.before = self.measure("before")
+            self.save()
+
+    def measure(self, name: str) -> Accuracy | None:
+        """Held-out accuracy as the adapter stands, told to who watches and recorded."""
+        accuracy = measured_accuracy(
+            self.bench,
+            poll=self.bench.stop.poll,
+            progress=lambda done, total: self.listener.progressed(f"measuring accuracy {name}", done, total),
+        )
+        if accuracy is not None:
+            self.listener.evaluated(name, accuracy)
+            self.recorder.event("evaluated", name=name, **asdict(accuracy))
+        return accuracy
+
+    def finish(self, after: Accuracy | None) -> RunSummary:
+        """Save the adapter for use, and say how the run ended.
+
+        Raises:
+            NothingLearnedError: No group of the whole run told right from wrong: the adapter is what it was.
+        """
+        self.save()
+        summary = RunSummary(
+            output=str(self.output),
+            steps=self.progress.step,
+            updated_steps=self.progress.updated_steps,
+            before=self.progress.before,
+            after=after,
+            seconds=time.monotonic() - self.started,
+            peak_bytes=peak_bytes(self.bench.policy.device),
+        )
+        if self.progress.useful_groups == 0:
+            raise NothingLearnedError(
+                f"{self.progress.step} steps, and in no group did one completion earn more than another: nothing was "
+                "learned and no adapter is written. Check the answers in completions/, ask easier questions, or raise "
+                "num_generations or temperature."
+            )
+        save_adapter(self.bench.policy, self.output / "adapter")
+        facts = {key: value for key, value in asdict(summary).items() if key != "output"}
+        self.recorder.event("finished", **facts)
+        self.recorder.status("finished", exit_code=0, **facts)
+        self.listener.finished(summary)
+        return summary
+
+
+def identity(bench: Workbench) -> dict[str, object]:
+    """What must stay the same for a run to go on: the model, the data and every setting that decides the result."""
+    settings = bench.config.model_dump(mode="json", exclude=_MAY_CHANGE)
+    return {
+        "model": bench.policy.model_id,
+        "revision": bench.policy.revision,
+        "data": bench.train.fingerprint,
+        "rows": len(bench.train),
+        "settings": settings,
+    }

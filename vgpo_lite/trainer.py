@@ -1,0 +1,114 @@
+"""The loop: sample, reward, look, weigh, update.
+
+A window is one batch of rollouts and the `num_iterations` optimizer steps taken on it. Everything random depends on the
+seed and on counters alone, so a run that is resumed at a step's end goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vgpo_lite.algorithm.advantages import group_advantages
+from vgpo_lite.algorithm.objective import step_denominator
+from vgpo_lite.algorithm.weigh import weigh
+from vgpo_lite.data_types import StepReport
+from vgpo_lite.engine import Look
+from vgpo_lite.engine.optimizer import apply_gradients, learning_rate
+from vgpo_lite.invariants import check_first_group
+from vgpo_lite.lifecycle import open_run
+from vgpo_lite.metrics import Tally, rollout_metrics, step_costs
+from vgpo_lite.terms import objective_of, weighting_of
+from vgpo_lite.windows import ScoredGroup, Window
+
+if TYPE_CHECKING:
+    from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.data_types import Listener, RunSummary
+    from vgpo_lite.run import Run
+
+
+def train(config: RunConfig, *, listener: Listener | None = None, resume: str = "never") -> RunSummary:
+    """Train adapters by reinforcement learning with verifiable rewards, and measure before and after.
+
+    Args:
+        config: The resolved settings (`load_config`).
+        listener: Who watches the run; None: nobody.
+        resume: `never`, `auto` (the newest whole checkpoint of the run directory), or a checkpoint folder.
+
+    Raises:
+        VgpoLiteError: The run stopped deliberately; the class and its `exit_code` tell why, status.json repeats it.
+    """
+    with open_run(config, listener=listener, resume=resume) as run:
+        run.measure_before()
+        while run.unfinished:
+            window = run.pending or rollouts(run)
+            for _ in range(window.updates, config.num_iterations if window.useful else 1):
+                if run.unfinished:
+                    window = step(run, window)
+        return run.finish(run.measure("after"))
+
+
+def rollouts(run: Run) -> Window:
+    """Sample and grade until a step's worth of groups tells better from worse, or the bound on resampling is reached."""
+    config, started = run.config, time.perf_counter()
+    draws, sampled, useful = run.progress.draws, [], []
+    for _ in range(1 + config.max_resamples):
+        places = range(draws, draws + config.prompts_per_step - len(useful))
+        draws = places.stop
+        prompts = [run.prompt_at(place) for place in places]
+        groups = run.bench.engine.sample(prompts, config.sampling, places=list(places), on_step=run.decoding)
+        for group, place in zip(groups, places, strict=True):
+            rewards = run.bench.grader.grade(group)
+            advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
+            scored = ScoredGroup(group=group, rewards=rewards, advantages=advantages, place=place)
+            sampled.append(scored)
+            trainable = scored.without_truncated() if config.mask_truncated_completions else scored
+            if trainable.is_useful:
+                useful.append(trainable)
+        if len(useful) == config.prompts_per_step:
+            break
+    signals = []
+    if config.num_iterations > 1:
+        looks = [run.bench.engine.look(s.group, keep_graph=False, reference=run.uses_reference) for s in useful]
+        signals = [look.signals for look in looks]
+    seconds = time.perf_counter() - started
+    return Window(sampled=sampled, useful=useful, signals=signals, draws=draws, rollout_seconds=seconds)
+
+
+def step(run: Run, window: Window) -> Window:
+    """One optimizer step on a window; returns the window as it stands after it."""
+    started, engine, tally = time.perf_counter(), run.bench.engine, Tally()
+    number = run.progress.step + 1
+    if number == run.first_step and window.useful:
+        first = window.useful[0].group
+        tally.add(check_first_group(engine, run.bench.policy, first, fresh_adapter=run.has_fresh_adapter))
+    for index in range(len(window.useful)):
+        run.bench.stop.poll()
+        run.listener.progressed("update", index, len(window.useful))
+        learn(run, window, index, tally)
+    gradient = apply_gradients(run.optimizer, step=number, config=run.config, loss_scale=run.loss_scale.value)
+    engine.forget()
+    run.adapters_moved.after(gradient, learning_rate=learning_rate(number, run.config))
+    metrics = {
+        **rollout_metrics(window),
+        **tally.means(),
+        "policy/grad_norm": gradient.norm,
+        "policy/learning_rate": learning_rate(number, run.config),
+        **step_costs(window.rollout_seconds, time.perf_counter() - started, run.bench.policy.device),
+    }
+    return run.complete(StepReport(step=number, metrics=metrics), window, applied=gradient.applied)
+
+
+def learn(run: Run, window: Window, index: int, tally: Tally) -> None:
+    """Look at one group, weigh its advantages, and add its gradient to the step's."""
+    config, engine, scored = run.config, run.bench.engine, window.useful[index]
+    if window.signals:
+        look = Look(group=scored.group, signals=window.signals[index])
+    else:
+        look = engine.look(scored.group, keep_graph=True, reference=run.uses_reference)
+    mask, focus = scored.group.completion_mask, look.signals.focus
+    advantages = weigh(scored.advantages, focus, mask, weighting=weighting_of(config))
+    objective = objective_of(config)
+    denominator = step_denominator(objective, token_count=window.token_count, completion_count=window.completion_count)
+    tally.add(engine.update(look, advantages, objective, denominator / run.loss_scale.value))
+    tally.add_focus(focus, mask)

@@ -1,0 +1,157 @@
+"""A window: one batch of graded rollouts and the optimizer steps still to be taken on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vgpo_lite.data_types import GroupRewards, GroupSignals, RolloutGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from vgpo_lite.data_types import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup:
+    """One prompt's completions with what they earned.
+
+    Attributes:
+        group: The completions that may train.
+        rewards: What each of them earned.
+        advantages: The group-relative advantage of each, from the rewards of the whole group.
+        place: The prompt's place in the order of draws, from 0.
+    """
+
+    group: RolloutGroup
+    rewards: GroupRewards
+    advantages: Float[Tensor, " group"]
+    place: int
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether the group tells better completions from worse: else its advantages are all zero."""
+        return bool(self.advantages.ne(0).any())
+
+    def without_truncated(self) -> ScoredGroup:
+        """The group without the completions that were cut at the limit; their rewards stay in the advantages."""
+        rows = self.group.finished
+        return ScoredGroup(
+            group=replace(
+                self.group,
+                completion_ids=self.group.completion_ids[rows],
+                completion_mask=self.group.completion_mask[rows],
+                sampling_logprobs=self.group.sampling_logprobs[rows],
+                decode_focus=None if self.group.decode_focus is None else self.group.decode_focus[rows],
+                finished=self.group.finished[rows],
+                texts=tuple(text for text, kept in zip(self.group.texts, rows.tolist(), strict=True) if kept),
+            ),
+            rewards=GroupRewards(
+                rewards=self.rewards.rewards[rows],
+                components={name: values[rows] for name, values in self.rewards.components.items()},
+            ),
+            advantages=self.advantages[rows],
+            place=self.place,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Rollouts and how far they have been trained on.
+
+    Attributes:
+        sampled: Every group that was sampled, for the records.
+        useful: The groups that train.
+        signals: What was seen of each useful group before the first of several updates; empty where there is one update
+            per rollout, which looks while it updates.
+        draws: Prompts drawn by the run up to and including this window.
+        updates: Optimizer steps taken on it so far.
+        rollout_seconds: Time that sampling and grading took.
+    """
+
+    sampled: Sequence[ScoredGroup]
+    useful: Sequence[ScoredGroup]
+    signals: Sequence[GroupSignals]
+    draws: int
+    updates: int = 0
+    rollout_seconds: float = 0.0
+
+    @property
+    def token_count(self) -> int:
+        """Completion tokens that train."""
+        return sum(scored.group.token_count for scored in self.useful)
+
+    @property
+    def completion_count(self) -> int:
+        """Completions that train."""
+        return sum(len(scored.group.texts) for scored in self.useful)
+
+
+def window_tensors(window: Window) -> dict[str, Tensor]:
+    """The useful groups of a window and its counters, as tensors a checkpoint keeps."""
+    tensors: dict[str, Tensor] = {
+        "draws": torch.tensor(window.draws),
+        "updates": torch.tensor(window.updates),
+        "places": torch.tensor([scored.place for scored in window.useful]),
+    }
+    for index, (scored, signals) in enumerate(zip(window.useful, window.signals, strict=True)):
+        fields = {
+            "completion_ids": scored.group.completion_ids,
+            "completion_mask": scored.group.completion_mask,
+            "sampling_logprobs": scored.group.sampling_logprobs,
+            "decode_focus": scored.group.decode_focus,
+            "finished": scored.group.finished,
+            "rewards": scored.rewards.rewards,
+            "advantages": scored.advantages,
+            "focus": signals.focus,
+            "old_logprobs": signals.old_logprobs,
+            "ref_logprobs": signals.ref_logprobs,
+            **{f"component.{name}": values for name, values in scored.rewards.components.items()},
+        }
+        tensors |= {f"{index}.{name}": tensor for name, tensor in fields.items() if tensor is not None}
+    return tensors
+
+
+def restored_window(
+    tensors: Mapping[str, Tensor],
+    *,
+    prompt_at: Callable[[int], Prompt],
+    text_of: Callable[[Float[Tensor, " token"]], str],
+) -> Window:
+    """The window that `window_tensors` wrote; prompts and texts are made again from their places and ids."""
+    useful: list[ScoredGroup] = []
+    signals: list[GroupSignals] = []
+    for index, place in enumerate(tensors["places"].tolist()):
+        prefix = f"{index}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        ids, mask = own["completion_ids"], own["completion_mask"]
+        group = RolloutGroup(
+            prompt=prompt_at(place),
+            completion_ids=ids,
+            completion_mask=mask,
+            sampling_logprobs=own["sampling_logprobs"],
+            decode_focus=own.get("decode_focus"),
+            finished=own["finished"],
+            texts=tuple(text_of(row[kept]) for row, kept in zip(ids, mask, strict=True)),
+        )
+        components = {n.removeprefix("component."): v for n, v in own.items() if n.startswith("component.")}
+        rewards = GroupRewards(rewards=own["rewards"], components=components)
+        useful.append(ScoredGroup(group=group, rewards=rewards, advantages=own["advantages"], place=place))
+        signals.append(
+            GroupSignals(
+                focus=own.get("focus"), old_logprobs=own.get("old_logprobs"), ref_logprobs=own.get("ref_logprobs")
+            )
+        )
+    return Window(
+        sampled=useful,
+        useful=useful,
+        signals=signals,
+        draws=int(tensors["draws"]),
+        updates=int(tensors["updates"]),
+    )
