@@ -39,6 +39,24 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is known of a row without decoding its images; enough to count its prompt's tokens and to check its gold.
+
+    Attributes:
+        sample_id: The same as the sample's.
+        question: The same as the sample's, `<image>` marks included.
+        image_sizes: Height and width of each image in pixels, as stored: a rotation noted beside the pixels may swap
+            the two.
+        answer: The gold answer, or None where the row has none.
+    """
+
+    sample_id: str
+    question: str
+    image_sizes: tuple[tuple[int, int], ...]
+    answer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A sample encoded for one model, once, without padding.
 

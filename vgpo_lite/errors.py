@@ -22,6 +22,10 @@ class DataError(VgpoLiteError):
     exit_code = 3
 
 
+class PromptTooLongError(DataError):
+    """A prompt that holds more tokens than `data.max_prompt_length` allows; nothing of it is cut."""
+
+
 class RewardError(DataError):
     """A reward function of the user's raised, or returned something that is no reward."""
 
