@@ -6,9 +6,10 @@ torch. Where TRL has a name for a setting, it is TRL's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from vgpo_lite.data_types import Sampling
 
@@ -27,7 +28,7 @@ class FocusConfig(Section):
     """How focus on the image is read and turned into weights (arXiv 2604.09349, Eq. 3-11)."""
 
     signal: Literal["attention", "similarity"] = "attention"
-    """What is read from the last layer: attention mass on the image tokens, or the paper's cosine similarity (Eq. 4)."""
+    """What the last layer is asked for: attention mass on the image tokens, or the paper's similarity (Eq. 4)."""
     beta: Annotated[float, Field(ge=0)] = 0.3
     """Strength of the compensation, >= 0 (Eq. 6)."""
     gamma: Share = 0.5
@@ -80,6 +81,8 @@ class DataConfig(Section):
     """Column of the image or images; None: the first of images, image."""
     answer_column: str | None = None
     """Column of the gold answer; None: the first of answer, solution."""
+    choices_column: str | None = None
+    """Column of the options of multiple-choice questions, which are then lettered (A), (B); None: there are none."""
     require_image: bool = True
     """Whether a row without an image is dropped (and counted)."""
     max_pixels: Annotated[int, Field(ge=3136)] = 401_408
@@ -93,13 +96,21 @@ class DataConfig(Section):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only the first rows, as many as this; None: all."""
     prompt_style: Literal["reasoning", "direct"] = "reasoning"
-    """Ask for <think> and \\boxed{}, or for the boxed answer alone (small models do better without forced reasoning)."""
+    """Ask for <think> and \\boxed{}, or for the boxed answer alone (small models do better when not made to reason)."""
     prompt_template: str | None = None
     """A Jinja template of your own (`{{ question }}`), in place of the prompt style's."""
     evaluation_only: bool = False
     """Whether the data set is a benchmark: training on it warns."""
     columns_verified: bool = True
     """Whether the recipe's column names were seen in the data set, or are known only from descriptions of it."""
+
+    @model_validator(mode="after")
+    def _pixel_range_makes_sense(self) -> DataConfig:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"data.min_pixels is {self.min_pixels:,}, above data.max_pixels, which is {self.max_pixels:,}"
+            )
+        return self
 
 
 class RewardConfig(Section):
@@ -111,6 +122,18 @@ class RewardConfig(Section):
     """Time one answer may take to grade; then it is worth 0."""
     workers: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Grading processes; auto: one per core, at most 8."""
+
+    @field_validator("functions")
+    @classmethod
+    def _functions_have_names_that_exist(cls, functions: dict[str, float]) -> dict[str, float]:
+        strangers = [name for name in functions if name not in ("accuracy", "format") and ":" not in name]
+        if strangers:
+            raise ValueError(
+                f"reward.functions names {', '.join(strangers)}; expected accuracy, format or `file.py:function`"
+            )
+        if not any(weight for weight in functions.values()):
+            raise ValueError("reward.functions gives no reward a weight, so that there is nothing to learn from")
+        return functions
 
 
 class CheckpointConfig(Section):
@@ -186,7 +209,7 @@ class RunConfig(Section):
     quantization: Literal["nf4", "none"] = "nf4"
     """4-bit NormalFloat with double quantization for the language model's linear layers, or none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of what is not quantized; auto: bfloat16 where the card has it, float16 where not, float32 on a CPU."""
+    """Format of what is not quantized; auto: bfloat16 where the card has it, float16 where not, float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     gradient_checkpointing: bool = True
@@ -242,8 +265,27 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _clip_range_makes_sense(self) -> RunConfig:
         if self.clip_low >= 1:
-            raise ValueError(f"clip_low is {self.clip_low}; it must be below 1, or the ratio's lower bound is not positive")
+            raise ValueError(
+                f"clip_low is {self.clip_low}; it must be below 1, or the ratio's lower bound is not positive"
+            )
         return self
+
+    _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where each setting's value came from, by full key (`focus.beta`); a key that is absent has its default."""
+        return self._sources
+
+    def with_sources(self, sources: Mapping[str, str]) -> RunConfig:
+        """The same settings, remembering where each came from."""
+        copy = self.model_copy()
+        copy._sources = dict(sources)
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        """Two configurations are equal when all their settings are, wherever these came from."""
+        return isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
 
     @property
     def sampling(self) -> Sampling:

@@ -1,0 +1,97 @@
+"""A configuration as YAML that repeats it, each value with where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from vgpo_lite.config.schema import RunConfig
+from vgpo_lite.config.settings import FALSE_WORDS, NULL_WORDS, TRUE_WORDS, sections, settings
+
+COMMENT_COLUMN = 44
+"""Where the comments start, as far as the values leave room: most lines of a config are shorter."""
+
+
+def write_config(config: RunConfig, sources: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    """Write the resolved configuration so that `vgpo-lite train -r PATH` repeats the run.
+
+    Every setting is written, so that a later version's defaults change nothing. The file appears whole or not at all.
+
+    Args:
+        config: What to write.
+        sources: Where values came from, by full key (`config.sources`); the others are marked as defaults.
+        path: The file, replaced where it exists.
+    """
+    comments = {key: sources.get(key, "default") for key in settings()}
+    head = f"# Resolved configuration. Repeat the run: vgpo-lite train -r {path} -o ANOTHER_FOLDER\n"
+    place = Path(path)
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside.write_text(head + render(config, comments), encoding="utf-8")
+    beside.replace(place)
+
+
+def render(config: RunConfig, comments: Mapping[str, str], *, commented_out: bool = False) -> str:
+    """Every setting of a configuration as YAML, with a comment after each value.
+
+    Args:
+        config: What to render.
+        comments: What to say of a setting, by full key; one without gets none.
+        commented_out: Whether each setting is switched off by a `#`, for the reader to switch some on.
+    """
+    values = flat_values(config)
+    lines: list[str] = []
+    section = ""
+    for key, value in sorted(values.items(), key=lambda pair: "." in pair[0]):  # sections after single settings
+        prefix, _, name = key.rpartition(".")
+        if prefix != section:
+            section = prefix
+            lines += ["", f"{section}:  # {sections()[section].splitlines()[0].rstrip('.')}"]
+        indent = ("  " if section else "") + ("# " if commented_out else "")
+        line = f"{indent}{name}: {scalar(value) if not isinstance(value, Mapping) else table(value)}"
+        comment = " ".join(comments.get(key, "").split())
+        lines.append(f"{line:<{COMMENT_COLUMN}}# {comment}" if comment else line)
+    return "\n".join(lines) + "\n"
+
+
+def flat_values(config: RunConfig) -> dict[str, object]:
+    """All values of a configuration by full key, in the order of the schema."""
+    nested = config.model_dump()
+    flat: dict[str, object] = {}
+    for key in settings():
+        section, dot, name = key.rpartition(".")
+        flat[key] = nested[section][name] if dot else nested[name]
+    return flat
+
+
+def scalar(value: object) -> str:
+    """A value as YAML that every parser reads as that value.
+
+    >>> scalar(None), scalar(True), scalar(5e-6), scalar("no"), scalar("qwen2-vl-2b")
+    ('null', 'true', '5.0e-06', '"no"', 'qwen2-vl-2b')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        digits = repr(value)
+        return digits.replace("e", ".0e") if "e" in digits and "." not in digits else digits
+    text = str(value)
+    if isinstance(value, int) or _is_plain(text):
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)  # a JSON string is a YAML string, but for what YAML folds
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in quoted)
+
+
+def table(entries: Mapping[str, object]) -> str:
+    """A mapping of names to numbers in YAML's flow style."""
+    return "{" + ", ".join(f"{scalar(name)}: {scalar(value)}" for name, value in entries.items()) + "}"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text means itself in YAML without quotes: a name or a path that no parser takes for something else."""
+    words = NULL_WORDS | TRUE_WORDS | FALSE_WORDS | {"y", "n"}
+    return re.fullmatch(r"[A-Za-z_/][\w./-]*", text) is not None and not words & {text, text.lower()}
