@@ -16,7 +16,10 @@ from vgpo_lite.config.problems import Problem, from_validation, nearest, raise_i
 from vgpo_lite.config.recipes import KINDS, find_recipe, recipe_names, recipe_path
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
+from vgpo_lite.config.writing import write_config
 from vgpo_lite.errors import ConfigError
+
+__all__ = ["check_recipe", "load_config", "resolve", "write_config"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name, as the hub writes it."""

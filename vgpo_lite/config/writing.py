@@ -10,27 +10,24 @@ from pathlib import Path
 
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import FALSE_WORDS, NULL_WORDS, TRUE_WORDS, sections, settings
+from vgpo_lite.storage import replace_file
 
 COMMENT_COLUMN = 44
 """Where the comments start, as far as the values leave room: most lines of a config are shorter."""
 
 
-def write_config(config: RunConfig, sources: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+def write_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write the resolved configuration so that `vgpo-lite train -r PATH` repeats the run.
 
-    Every setting is written, so that a later version's defaults change nothing. The file appears whole or not at all.
+    Every setting is written, so that a later version's defaults change nothing; comments say where each came from.
+    The file appears whole or not at all.
 
-    Args:
-        config: What to write.
-        sources: Where values came from, by full key (`config.sources`); the others are marked as defaults.
-        path: The file, replaced where it exists.
+    Raises:
+        StorageError: The disk refuses.
     """
-    comments = {key: sources.get(key, "default") for key in settings()}
+    comments = {key: config.sources.get(key, "default") for key in settings()}
     head = f"# Resolved configuration. Repeat the run: vgpo-lite train -r {path} -o ANOTHER_FOLDER\n"
-    place = Path(path)
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    beside.write_text(head + render(config, comments), encoding="utf-8")
-    beside.replace(place)
+    replace_file(Path(path), (head + render(config, comments)).encode())
 
 
 def render(config: RunConfig, comments: Mapping[str, str], *, commented_out: bool = False) -> str:
