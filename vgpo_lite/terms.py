@@ -16,7 +16,7 @@ def objective_of(config: RunConfig) -> Objective:
     return Objective(
         loss=config.loss,
         clip_low=config.clip_low,
-        clip_high=config.clip_high,
+        clip_high=config.ratio_ceiling,
         kl_coefficient=config.kl_coefficient,
         max_completion_length=config.max_completion_length,
     )

@@ -197,8 +197,9 @@ class RunConfig(Section):
     """Whether advantages are divided by the group's standard deviation."""
     clip_low: Positive = 0.2
     """The importance ratio is clipped below 1 - clip_low (TRL's epsilon)."""
-    clip_high: Positive = 0.28
-    """The importance ratio is clipped above 1 + clip_high (TRL's epsilon_high; CISPO's cap)."""
+    clip_high: Positive | Auto = "auto"
+    """The importance ratio is clipped above 1 + clip_high (TRL's epsilon_high). CISPO caps it at clip_high itself.
+    auto: 0.28 (DAPO), for cispo 5 (ScaleRL, arXiv 2510.13786)."""
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence to the model without the adapter (TRL's beta)."""
 
@@ -298,6 +299,13 @@ class RunConfig(Section):
             top_k=self.top_k,
             seed=self.seed,
         )
+
+    @property
+    def ratio_ceiling(self) -> float:
+        """The number that `clip_high` stands for."""
+        if self.clip_high != "auto":
+            return self.clip_high
+        return 5.0 if self.loss == "cispo" else 0.28
 
     @property
     def uses_focus(self) -> bool:
