@@ -1,0 +1,189 @@
+"""Keys and values while groups decode: each prompt's once, each completion's own, and attention over both.
+
+Several groups decode as one batch, a rectangle of *slots*: as many per prompt, each decoding one completion. Everything
+is laid out as `[prompt, kv_head, slot, ...]`, so that the queries of a prompt's completions meet its keys in one product
+and nothing of a prompt is ever repeated per completion. Slots and prompts leave the batch when nobody needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vgpo_lite.algorithm.focus import next_token_attention_focus
+from vgpo_lite.models.attention import causal_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+FIRST_ROOM = 64
+"""Completion tokens there is room for at first. Room doubles when it is used up, so that a token's keys and values are
+moved less than once on average, and never more than half of the room is empty."""
+
+
+class GroupCache:
+    """An `AttentionStage` that decodes one token of every slot per forward.
+
+    Rows of the forward are prompt-major: row `prompt * slots + slot`. Each forward appends one token to every slot;
+    `advance` ends it.
+
+    Attributes:
+        tokens: Completion tokens whose keys and values are held; the same for every slot.
+        attention: Where focus is read from attention: mean over the heads of the mass that the last forward's queries
+            put on the image tokens, for each prompt and slot. Empty before the first forward, or where not asked for.
+    """
+
+    def __init__(
+        self,
+        image_masks: Sequence[Bool[Tensor, " prompt_token"]],
+        *,
+        slots: int,
+        max_tokens: int,
+        focus_layer: int | None,
+    ) -> None:
+        """Prepare for prompts that are stored one by one.
+
+        Args:
+            image_masks: Each prompt's image tokens, on the model's device; they give the prompts' lengths too.
+            slots: Completions of each prompt.
+            max_tokens: Completion tokens that will be held at most.
+            focus_layer: The layer whose attention on image tokens is kept; None: none.
+        """
+        lengths = [mask.shape[0] for mask in image_masks]
+        self._longest = max(lengths)
+        padded = [torch.nn.functional.pad(mask, (0, self._longest - mask.shape[0])) for mask in image_masks]
+        self._image_mask = torch.stack(padded).float()
+        self._padding: Tensor | None = None
+        if min(lengths) < self._longest:
+            place = torch.arange(self._longest, device=self._image_mask.device)
+            self._padding = place >= torch.tensor(lengths, device=place.device)[:, None]
+        self._prompts = len(lengths)
+        self._slots = slots
+        self._max_tokens = max_tokens
+        self.focus_layer = focus_layer
+        # One tensor per layer, keys and values on its first axis.
+        self._of_prompts: list[Float[Tensor, "2 prompt kv_head prompt_token dim"]] = []
+        self._own: list[Float[Tensor, "2 prompt kv_head slot room dim"]] = []
+        self.tokens = 0
+        self.attention = torch.empty(self._prompts, 0)
+
+    def store_prompt(
+        self,
+        layer: int,
+        prompt: int,
+        key: Float[Tensor, "1 kv_head prompt_token dim"],
+        value: Float[Tensor, "1 kv_head prompt_token dim"],
+    ) -> None:
+        """Keep one layer's keys and values of a prompt. Layers come in order, for each prompt anew."""
+        if layer == len(self._of_prompts):
+            shape = (2, self._prompts, key.shape[1], self._longest, key.shape[3])
+            self._of_prompts.append(key.new_zeros(shape))  # not empty: padded values are multiplied by zero
+        held = self._of_prompts[layer][:, prompt, :, : key.shape[2]]
+        held[0] = key[0]
+        held[1] = value[0]
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "row head 1 dim"],
+        key: Float[Tensor, "row kv_head 1 dim"],
+        value: Float[Tensor, "row kv_head 1 dim"],
+        *,
+        scale: float,
+    ) -> Float[Tensor, "row 1 head dim"]:
+        """Append one token to every slot, and let it attend its prompt and its own completion.
+
+        Scores are formed in float32 whatever the model's type: keys with large biases (Qwen's) overflow half precision
+        or lose the differences that matter.
+        """
+        prompt_key, prompt_value = self._of_prompts[layer]
+        own_key, own_value = self._append(layer, key, value)
+        prompts, kv_heads, slots, _, dim = own_key.shape
+        heads_each = query.shape[1] // kv_heads
+        queries = (query.float() * scale).view(prompts, slots, kv_heads, heads_each, dim).transpose(1, 2)
+        folded = queries.reshape(prompts, kv_heads, slots * heads_each, dim)
+        on_prompt = folded @ prompt_key.float().transpose(2, 3)
+        if self._padding is not None:
+            on_prompt.masked_fill_(self._padding[:, None, None], float("-inf"))
+        on_own = folded.view(prompts, kv_heads, slots, heads_each, dim) @ own_key.float().transpose(3, 4)
+        weights = torch.cat([on_prompt.view(*on_own.shape[:-1], -1), on_own], dim=-1).softmax(dim=-1)
+        if layer == self.focus_layer:
+            on_image = torch.einsum("pkshi,pi->ps", weights[..., : self._longest], self._image_mask)
+            self.attention = (on_image / query.shape[1]).clamp(max=1)
+        weights = weights.to(value.dtype)
+        gathered = (weights[..., : self._longest].reshape(prompts, kv_heads, -1, self._longest) @ prompt_value).view(
+            queries.shape
+        ) + weights[..., self._longest :] @ own_value
+        return gathered.transpose(1, 2).reshape(prompts * slots, 1, -1, dim)
+
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> Float[Tensor, "2 prompt kv_head slot token dim"]:
+        """Write the token at hand; the layer's own keys and values with it."""
+        if layer == len(self._own):
+            shape = (2, self._prompts, key.shape[1], self._slots, min(FIRST_ROOM, self._max_tokens), key.shape[3])
+            self._own.append(key.new_empty(shape))
+        held = self._own[layer]
+        if held.shape[4] == self.tokens:
+            roomy = held.new_empty(*held.shape[:4], min(2 * self.tokens, self._max_tokens), held.shape[5])
+            roomy[..., : self.tokens, :] = held
+            held = self._own[layer] = roomy
+        for place, new in enumerate((key, value)):
+            held[place, ..., self.tokens, :] = new.view(self._prompts, self._slots, -1, new.shape[3]).transpose(1, 2)
+        return held[..., : self.tokens + 1, :]
+
+    def advance(self) -> None:
+        """The forward is over: its token counts."""
+        self.tokens += 1
+
+    def keep(self, prompts: Int[Tensor, " kept"], slots: Int[Tensor, "kept slot"]) -> None:
+        """Retire everything else, and give its memory back layer by layer.
+
+        Args:
+            prompts: The prompts that stay, by their place in the batch.
+            slots: For each of them, the slots that stay.
+        """
+        if prompts.shape[0] < self._prompts:
+            for store in (self._of_prompts, self._own):
+                for layer, held in enumerate(store):
+                    store[layer] = held.index_select(1, prompts)
+            self._image_mask = self._image_mask.index_select(0, prompts)
+            self._padding = None if self._padding is None else self._padding.index_select(0, prompts)
+        self._prompts, self._slots = slots.shape
+        for layer, held in enumerate(self._own):
+            chosen = slots[None, :, None, :, None, None].expand(2, -1, held.shape[2], -1, *held.shape[4:])
+            self._own[layer] = held.gather(3, chosen)
+
+
+class PromptStage:
+    """An `AttentionStage` that runs one prompt through the model and leaves its keys and values in a `GroupCache`.
+
+    Attributes:
+        attention: The attention on image tokens of the prompt's last query, the one that emits every completion's
+            first token; 0 where the cache reads no attention.
+    """
+
+    def __init__(self, cache: GroupCache, prompt: int, image_mask: Bool[Tensor, " prompt_token"]) -> None:
+        self._cache = cache
+        self._prompt = prompt
+        self._image_mask = image_mask
+        self.attention = torch.zeros((), device=image_mask.device)
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 head prompt_token dim"],
+        key: Float[Tensor, "1 kv_head prompt_token dim"],
+        value: Float[Tensor, "1 kv_head prompt_token dim"],
+        *,
+        scale: float,
+    ) -> Float[Tensor, "1 prompt_token head dim"]:
+        """Causal attention inside the prompt, remembered."""
+        self._cache.store_prompt(layer, self._prompt, key, value)
+        if layer == self._cache.focus_layer:
+            no_own_key = key[:, :, :0]
+            focus = next_token_attention_focus(query[:, :, -1], key[0], no_own_key, self._image_mask, scale=scale)
+            self.attention = focus[0]
+        return causal_attention(query, key, value, scale=scale)
