@@ -3,7 +3,8 @@
 The language model runs under the name `SHARED_ATTENTION`. Whoever calls it may pass one keyword, `stage`, an object
 that answers every layer's attention itself: the packed row of a group, a prompt whose keys and values are wanted,
 completions on top of a prompt, a step of decoding. Without the keyword the model is an ordinary one (`sdpa`), padding
-masks included.
+masks included. A second keyword, `watch`, shows every layer's queries and keys to an onlooker; it goes with or without
+a stage.
 
 A mask function is registered beside the attention function: transformers builds no mask for a name that has none, and
 would drop padding masks in silence.
@@ -58,6 +59,21 @@ class AttentionStage(Protocol):
         ...
 
 
+class AttentionWatch(Protocol):
+    """An onlooker of attention: how focus falls out of a forward that is made anyway."""
+
+    def see(
+        self,
+        layer: int,
+        query: Float[Tensor, "batch head token dim"],
+        key: Float[Tensor, "batch kv_head token dim"],
+        *,
+        scale: float,
+    ) -> None:
+        """Called once per layer and forward, before the layer's attention; the arguments are those of `attend`."""
+        ...
+
+
 class _AttentionModule(Protocol):
     layer_idx: int
 
@@ -72,13 +88,16 @@ def _attention(
     scaling: float,
     dropout: float = 0.0,
     stage: AttentionStage | None = None,
+    watch: AttentionWatch | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
+    layer = cast("_AttentionModule", module).layer_idx
+    if watch is not None:
+        watch.see(layer, query, key, scale=scaling)
     if stage is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    layer = cast("_AttentionModule", module).layer_idx
     return stage.attend(layer, query, key, value, scale=scaling), None
 
 

@@ -54,17 +54,21 @@ class PromptInputs:
         """Tokens of the prompt."""
         return self.image_mask.shape[0]
 
-    def extras(self, row_length: int) -> Mapping[str, object]:
-        """Further keywords of the language model for a row that begins with this prompt.
+    def extras(self, row_length: int, *, rows: int = 1) -> Mapping[str, object]:
+        """Further keywords of the language model for rows that begin with this prompt.
 
         Args:
-            row_length: Tokens of the row, >= `length`. Tokens behind the prompt are never image tokens, whatever their
+            row_length: Tokens of a row, >= `length`. Tokens behind the prompt are never image tokens, whatever their
                 ids are.
+            rows: Copies of the prompt in the batch.
         """
         if not self.deepstack:
             return {}
         mask = torch.nn.functional.pad(self.image_mask, (0, row_length - self.length))
-        return {"visual_pos_masks": mask[None], "deepstack_visual_embeds": list(self.deepstack)}
+        return {
+            "visual_pos_masks": mask.expand(rows, -1),
+            "deepstack_visual_embeds": [features.repeat(rows, 1) for features in self.deepstack],
+        }
 
 
 class Tokenizer(Protocol):
