@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from vgpo_lite.preparation import Workbench
 
 
-def run_folder(config: RunConfig) -> Path:
-    """The run directory: `output`, or `runs/<model>-<dataset>` from the last parts of their names."""
-    if config.output is not None:
-        return Path(config.output)
-    return Path("runs") / f"{Path(config.model).name}-{Path(config.dataset).name}"
-
-
 @contextlib.contextmanager
 def open_run(config: RunConfig, *, listener: Listener, resume: str = "never") -> Iterator[Run]:
     """Open the run directory and everything the run works with; save and say why when something ends it early.
@@ -57,7 +50,7 @@ def open_run(config: RunConfig, *, listener: Listener, resume: str = "never") ->
         InterruptedRunError: A signal came; the state is saved.
         VgpoLiteError: Whatever else stops a run deliberately; status.json says what.
     """
-    output = run_folder(config)
+    output = Path(config.output_folder)
     if resume == "never" and (output / "status.json").exists():
         raise ConfigError(f"{output} already holds a run. Continue it with --resume auto, or choose another --output.")
     with RunLock(output):
