@@ -3,6 +3,13 @@
 A message states the thing, its value, what was expected and what to do. Anything else that escapes a command is a bug.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class VgpoLiteError(Exception):
     """A deliberate stop: the message is for the user, `exit_code` for the shell."""
@@ -27,7 +34,14 @@ class PromptTooLongError(DataError):
 
 
 class RewardError(DataError):
-    """A reward function of the user's raised, or returned something that is no reward."""
+    """A reward function of the user's raised, or returned something that is no reward.
+
+    `evidence` holds what it was asked to judge, ready for JSON: function, sample_id, question, answer, completions.
+    """
+
+    def __init__(self, message: str, evidence: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.evidence = dict(evidence or {})
 
 
 class CheckpointError(VgpoLiteError):
