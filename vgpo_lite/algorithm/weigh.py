@@ -73,7 +73,7 @@ class Weighting:
         for name, value, expected in choices:
             if value not in expected:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(expected)}")
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta}; expected a number >= 0")
         for name, share in {"gamma": self.gamma, "kappa": self.kappa}.items():
             if not 0 <= share <= 1:

@@ -157,7 +157,7 @@ def strengthened(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
     gate = among_the_top(focus, tail, share=kappa)
-    return focus * (1 + gate * beta * SCHEDULES[schedule](position))
+    return focus * (1 + gate.to(focus.dtype) * beta * SCHEDULES[schedule](position))
 
 
 def among_the_top(
