@@ -1,0 +1,208 @@
+"""The grading process: loads math-verify once, forks workers and replaces those that die of an answer.
+
+Run as `python -m vgpo_lite.rewards.server`, never forked from the trainer, so that neither a GPU context nor the user's
+script is in it. It is one thread around one selector. JSON lines come in, `{"id": 7, "gold": "4", "answer": "2+2"}`,
+and go out in the order in which they are decided, `{"id": 7, "verdict": "right"}`; a verdict is right, wrong, late (the
+time ran out) or dead (the worker died). A first line says that it is ready. It ends when its input ends, when it is
+told to (`{"stop": true}`) or when its parent is gone, and ignores signals meant for the trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from vgpo_lite.rewards import symbolic, worker
+
+GRACE_SECONDS = 0.5
+"""How long after an answer's time a worker that its own alarm did not end is killed."""
+
+PARENT_POLL_SECONDS = 0.5
+"""How often the parent is looked for: end of input alone does not come while a fork of the parent holds the pipe."""
+
+CHUNK_BYTES = 1 << 16
+"""Bytes read at a time: the capacity of a Linux pipe."""
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """A forked grading process and what it is busy with.
+
+    Attributes:
+        pid: Its process id.
+        channel: The supervisor's end of its socket.
+        task: Id of the pair it grades, None when idle.
+        deadline: Monotonic time at which it is killed, in seconds; infinite when idle.
+    """
+
+    pid: int
+    channel: socket.socket
+    task: int | None = None
+    deadline: float = float("inf")
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Hands pairs to idle workers and tells their verdicts.
+
+    Attributes:
+        size: Workers kept alive.
+        timeout_seconds: Time one answer has.
+        parent: Process whose end ends this one.
+    """
+
+    size: int
+    timeout_seconds: float
+    parent: int
+    workers: dict[int, Worker] = field(default_factory=dict)
+    queue: deque[tuple[int, bytes]] = field(default_factory=deque)
+    unread: bytearray = field(default_factory=bytearray)
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    running: bool = True
+
+    def serve(self) -> None:
+        """Serve until the input ends or the parent is gone; leaves no worker behind."""
+        try:
+            self.selector.register(0, selectors.EVENT_READ, None)
+            while len(self.workers) < self.size:
+                self.fork()
+            self.tell({"ready": True})
+            while self.running and os.getppid() == self.parent:
+                self.turn()
+        except BrokenPipeError:
+            return
+        finally:
+            for process in list(self.workers.values()):
+                self.bury(process)
+
+    def turn(self) -> None:
+        """Wait for something to happen, and deal with it."""
+        self.assign()
+        next_deadline = min((process.deadline for process in self.workers.values()), default=float("inf"))
+        for key, _ in self.selector.select(min(max(next_deadline - time.monotonic(), 0), PARENT_POLL_SECONDS)):
+            if key.data is None:
+                self.read()
+            elif key.data in self.workers:
+                self.hear(self.workers[key.data])
+        now = time.monotonic()
+        for process in [process for process in self.workers.values() if process.deadline <= now]:
+            self.replace(process)
+
+    def read(self) -> None:
+        """Take in whole lines of pairs; a line that is no pair is passed over."""
+        chunk = os.read(0, CHUNK_BYTES)
+        if not chunk:
+            self.running = False
+            return
+        self.unread += chunk
+        *lines, rest = self.unread.split(b"\n")
+        self.unread = bytearray(rest)
+        for line in lines:
+            try:
+                message = json.loads(line)
+                if message.get("stop"):
+                    self.running = False
+                    return
+                task = json.dumps([str(message["gold"]), str(message["answer"])]).encode() + b"\n"
+                self.queue.append((int(message["id"]), task))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def assign(self) -> None:
+        """Give each idle worker a pair."""
+        for process in [process for process in self.workers.values() if process.task is None]:
+            if not self.queue:
+                return
+            number, task = self.queue[0]
+            try:
+                process.channel.sendall(task)
+            except OSError:  # killed from outside while idle: the pair is not to blame, and goes to its successor
+                self.replace(process)
+                return
+            self.queue.popleft()
+            process.task, process.deadline = number, time.monotonic() + self.timeout_seconds + GRACE_SECONDS
+
+    def hear(self, process: Worker) -> None:
+        """Pass on what a worker decided, or that it died."""
+        try:
+            reply = process.channel.recv(CHUNK_BYTES)
+        except ConnectionError:
+            reply = b""
+        if process.task is None or not reply:
+            self.replace(process)
+            return
+        self.tell({"id": process.task, "verdict": "right" if reply.startswith(b"true") else "wrong"})
+        process.task, process.deadline = None, float("inf")
+        if reply.endswith(worker.FAREWELL + b"\n"):
+            self.replace(process)
+
+    def replace(self, process: Worker) -> None:
+        """Bury a worker, say what became of its pair, and fork the next."""
+        overdue = process.deadline <= time.monotonic()
+        status = self.bury(process)
+        if process.task is not None:
+            late = overdue or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM)
+            self.tell({"id": process.task, "verdict": "late" if late else "dead"})
+        self.fork()
+
+    def bury(self, process: Worker) -> int:
+        """Kill a worker, wait for it and forget it; returns its wait status."""
+        del self.workers[process.pid]
+        self.selector.unregister(process.channel)
+        process.channel.close()
+        os.kill(process.pid, signal.SIGKILL)
+        return os.waitpid(process.pid, 0)[1]
+
+    def fork(self) -> None:
+        """Start a worker."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self.become_worker(theirs)
+        theirs.close()
+        self.workers[pid] = Worker(pid=pid, channel=ours)
+        self.selector.register(ours, selectors.EVENT_READ, pid)
+
+    def become_worker(self, channel: socket.socket) -> None:
+        """Go on as a worker; never returns. What belongs to the supervisor is closed, so that hanging up is noticed."""
+        try:
+            self.selector.close()
+            for process in self.workers.values():
+                process.channel.close()
+            with channel.makefile("rb") as tasks, channel.makefile("wb") as replies:
+                worker.work(tasks, replies, self.timeout_seconds)
+        finally:
+            os._exit(0)
+
+    def tell(self, message: dict[str, object]) -> None:
+        """Write one line to the parent."""
+        line = json.dumps(message).encode() + b"\n"
+        while line:
+            line = line[os.write(1, line) :]
+
+
+def main() -> None:
+    """Read the options, warm the parser and serve."""
+    options = argparse.ArgumentParser(prog="python -m vgpo_lite.rewards.server", description=__doc__)
+    options.add_argument("--workers", type=int, default=1, help="grading processes")
+    options.add_argument("--timeout", type=float, default=2.0, help="seconds one answer may take")
+    options.add_argument("--parent", type=int, default=os.getppid(), help="process whose end ends this one")
+    chosen = options.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for gold, answer in symbolic.WARM_UP:
+        symbolic.equivalent(gold, answer)
+    Supervisor(size=chosen.workers, timeout_seconds=chosen.timeout, parent=chosen.parent).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
