@@ -1,7 +1,8 @@
 """Checkpoints that are complete or invisible, and never the last one lost.
 
-A checkpoint is written into a temporary folder, every file synced, with a manifest of sizes and sha256, and renamed into
-place; the folder above is synced. What a kill leaves behind is swept when the run starts again. Safetensors and JSON only.
+A checkpoint is written into a temporary folder, every file synced, with a manifest of sizes and sha256, and renamed
+into place; the folder above is synced. What a kill leaves behind is swept when the run starts again. Safetensors and
+JSON only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import random
 import shutil
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Checkpoint:
     """
 
     step: int
-    progress: Mapping[str, object]
+    progress: Mapping[str, Any]
     adapter: Mapping[str, Tensor]
     optimizer: Mapping[str, object]
     generators: Mapping[str, Tensor]
@@ -187,13 +188,18 @@ def _join_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
 
 
 def generator_states() -> dict[str, Tensor]:
-    """States of the process-wide generators that a reward function or a library may draw from."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    """States of the process-wide generators that a reward function or a library may draw from.
+
+    Words are int64; beside them stands, where there is one, the second half of the last normal pair that was drawn.
+    """
+    _, words, gauss = random.getstate()
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # pyright: ignore[reportAssignmentType]
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
-        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"]], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([numpy_state["has_gauss"], numpy_state["gauss"]], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -203,8 +209,10 @@ def generator_states() -> dict[str, Tensor]:
 def restore_generators(states: Mapping[str, Tensor]) -> None:
     """Put the process-wide generators back to where `generator_states` found them."""
     torch.set_rng_state(states["torch"])
-    random.setstate((3, tuple(states["python"].tolist()), None))
-    *keys, position = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
+    gauss = states["python_gauss"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), gauss[0] if gauss else None))
+    *key, position = states["numpy"].tolist()
+    has_gauss, cached = states["numpy_gauss"].tolist()
+    np.random.set_state(("MT19937", np.array(key, dtype=np.uint32), position, int(has_gauss), cached))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

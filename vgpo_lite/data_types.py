@@ -275,3 +275,25 @@ class Listener(Protocol):
     def finished(self, summary: RunSummary) -> None:
         """The run is over."""
         ...
+
+
+class SilentListener:
+    """Watches nothing."""
+
+    def planned(self, plan: RunPlan) -> None:
+        """Nothing."""
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def stepped(self, report: StepReport, seconds_left: float) -> None:
+        """Nothing."""
+
+    def evaluated(self, name: str, accuracy: Accuracy) -> None:
+        """Nothing."""
+
+    def noted(self, message: str) -> None:
+        """Nothing."""
+
+    def finished(self, summary: RunSummary) -> None:
+        """Nothing."""

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from vgpo_lite.engine.optimizer import GradientStep
     from vgpo_lite.models import Policy
 
-# Mean absolute difference of log-probabilities between decoding and the update's forward, same weights. float32 differs by
-# the order of summation (1e-6 measured; engine.md asks for 1e-4). 16-bit formats round each layer: a hundredfold of
-# bfloat16's 2**-8 relative step through 30 layers stays below 0.1 in the mean; a wrong position, mask or image is above 1.
+# Mean absolute difference of log-probabilities between decoding and the update's forward, same weights, nats. float32
+# differs by the order of summation: 1e-6. 16-bit formats round in every layer (bfloat16 by 2**-9): hundredths. A wrong
+# position, mask or image is above 1.
 _SAMPLING_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
@@ -45,12 +45,12 @@ def check_first_group(
     if not sampling_gap <= limit:
         raise InvariantError(
             f"log-probabilities seen while sampling and those of the update differ by {sampling_gap:.3g} in the mean, "
-            f"expected at most {limit:g}: the run would not train on what it samples. Try engine=batched, and report it."
+            f"expected at most {limit:g}: the run would not train on what it samples. Try engine=batched and report it."
         )
     if fresh_adapter and not reference_gap <= limit:
         raise InvariantError(
-            f"a fresh adapter changes log-probabilities by {reference_gap:.3g} in the mean, expected 0: its B matrices are "
-            "not zero or the adapter cannot be switched off."
+            f"a fresh adapter changes log-probabilities by {reference_gap:.3g} in the mean, expected 0: its B matrices "
+            "are not zero, or the adapter cannot be switched off."
         )
     return {"invariants/sampling_gap": (sampling_gap, 1.0), "invariants/reference_gap": (reference_gap, 1.0)}
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.checkpoint import Checkpoint, checkpoints, load_checkpoint, newest_checkpoint, restore_generators, sweep
-from vgpo_lite.config.load import write_config
-from vgpo_lite.data_types import Accuracy, RunPlan
+from vgpo_lite.config.writing import write_config
+from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
 from vgpo_lite.engine.optimizer import LossScale, make_optimizer
 from vgpo_lite.errors import CheckpointError, ConfigError, InterruptedRunError, StorageError, VgpoLiteError
 from vgpo_lite.memory import device_in_words
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, *, listener: Listener, resume: str = "never") -> Iterator[Run]:
+def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str = "never") -> Iterator[Run]:
     """Open the run directory and everything the run works with; save and say why when something ends it early.
 
     Args:
         config: The resolved settings.
-        listener: Who watches.
+        listener: Who watches; None: nobody.
         resume: `never` (the directory must be new), `auto` (the newest whole checkpoint, if there is one), or a
             checkpoint folder.
 
@@ -51,6 +51,7 @@ def open_run(config: RunConfig, *, listener: Listener, resume: str = "never") ->
         VgpoLiteError: Whatever else stops a run deliberately; status.json says what.
     """
     output = Path(config.output_folder)
+    listener = SilentListener() if listener is None else listener
     if resume == "never" and (output / "status.json").exists():
         raise ConfigError(f"{output} already holds a run. Continue it with --resume auto, or choose another --output.")
     with RunLock(output):
@@ -113,7 +114,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     kept = dict(checkpoint.progress)
     _refuse_other_run(kept["identity"], identity(run.bench))
     load_adapter_state(run.bench.policy, checkpoint.adapter)
-    run.optimizer.load_state_dict(checkpoint.optimizer)
+    run.optimizer.load_state_dict(dict(checkpoint.optimizer))
     run.loss_scale.restore(kept["loss_scale"])
     restore_generators(checkpoint.generators)
     before = kept["before"]
@@ -161,7 +162,7 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
     adapters = sum(parameter.numel() for parameter in bench.policy.adapters().values())
     return RunPlan(
         rows_kept=len(bench.train),
-        rows_dropped=bench.dropped,
+        rows_dropped=bench.report.counts,
         rows_held_out=len(bench.held_out),
         trainable_parameters=adapters,
         total_parameters=bench.policy.parameter_count(),

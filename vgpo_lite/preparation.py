@@ -1,28 +1,33 @@
-"""Everything a run works with, opened and checked in the order that fails cheapest first: rows, golds, model, prompts."""
+"""Everything a run works with, opened and checked, what fails cheapest first: rows, golds, model, prompts."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from vgpo_lite.data_types import SilentListener
 from vgpo_lite.datasets import open_rows
+from vgpo_lite.datasets.checks import refuse_if_too_bad
 from vgpo_lite.engine import make_engine
-from vgpo_lite.errors import DataError
-from vgpo_lite.memory import device_in_words
+from vgpo_lite.interruption import StopFlag
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import encode_prompt, prompt_lengths
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener, Prompt, RunPlan
-    from vgpo_lite.datasets import Rows
+    from vgpo_lite.data_types import Listener, Outline, Prompt
+    from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
+
+UNGRADABLE = "the gold answer does not grade itself"
+TOO_LONG = "the prompt is longer than data.max_prompt_length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +39,10 @@ class Workbench:
         policy: The model with its adapters.
         engine: The policy at work: samples, looks, updates.
         grader: Rewards.
-        train: Rows that train, unusable ones left out.
+        stop: Whether a signal asked to stop.
+        train: Rows that train, unusable ones left out; empty when only measuring.
         held_out: Rows that measure.
-        dropped: Rows left out, by reason.
+        report: Rows left out, with reasons.
         notes: What the user should read before the run starts.
     """
 
@@ -44,11 +50,83 @@ class Workbench:
     policy: Policy
     engine: Engine
     grader: Grader
+    stop: StopFlag
     train: Rows
     held_out: Rows
-    dropped: dict[str, int]
+    report: DataReport
     notes: tuple[str, ...]
 
     def prompt(self, rows: Rows, index: int) -> Prompt:
         """Encode one row for the policy."""
         return encode_prompt(rows[index], self.policy.processor, self.config.data)
+
+
+@contextlib.contextmanager
+def open_workbench(
+    config: RunConfig, *, purpose: Literal["train", "measure"] = "train", listener: Listener | None = None
+) -> Iterator[Workbench]:
+    """Open data, graders and model, and leave out every row that cannot be used; all is closed at the end.
+
+    Args:
+        config: The resolved settings.
+        purpose: Whether rows shall train and be measured, or be measured alone.
+        listener: Told what is being opened; None: nobody.
+
+    Raises:
+        InterruptedRunError: A signal came.
+        VgpoLiteError: The data, the model or the machine cannot be used; the class tells which.
+    """
+    listener = SilentListener() if listener is None else listener
+    with StopFlag() as stop, Grader(config.reward, poll=stop.poll) as grader:
+
+        def checking(done: int, total: int) -> None:
+            stop.poll()
+            listener.progressed("checking rows", done, total)
+
+        grader.warm_up()
+        split = open_rows(config, purpose=purpose, progress=checking)
+        report, gradable = split.report, {}
+        for name, rows in (("train", split.train), ("held out", split.held_out)):
+            gradable[name], report = _gradable(rows, grader, report)
+        listener.noted(f"loading {config.model}")
+        policy = load_policy(config)
+        stop.poll()
+        fitting = {}
+        for name, rows in gradable.items():
+            fitting[name], report = _fitting(rows, policy, config, report)
+        refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
+        yield Workbench(
+            config=config,
+            policy=policy,
+            engine=make_engine(policy, config),
+            grader=grader,
+            stop=stop,
+            train=fitting["train"],
+            held_out=fitting["held out"],
+            report=report,
+            notes=split.notes,
+        )
+
+
+def _gradable(rows: Rows, grader: Grader, report: DataReport) -> tuple[Rows, DataReport]:
+    """The rows whose own answer would be graded right; nothing else could teach."""
+    outlines = list(rows.outlines())
+    verdicts = grader.self_check([outline.answer for outline in outlines])
+    return _keep(rows, outlines, verdicts, report, UNGRADABLE)
+
+
+def _fitting(rows: Rows, policy: Policy, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
+    """The rows whose prompt is no longer than the budget; nothing is ever cut."""
+    outlines = list(rows.outlines())
+    lengths = prompt_lengths(outlines, policy.processor, config.data)
+    return _keep(rows, outlines, [length <= config.data.max_prompt_length for length in lengths], report, TOO_LONG)
+
+
+def _keep(
+    rows: Rows, outlines: Sequence[Outline], wanted: Sequence[bool], report: DataReport, reason: str
+) -> tuple[Rows, DataReport]:
+    names = [outline.sample_id for outline, keep in zip(outlines, wanted, strict=True) if not keep]
+    if not names:
+        return rows, report
+    first = next(outline for outline, keep in zip(outlines, wanted, strict=True) if not keep)
+    return rows.keep(np.flatnonzero(wanted)), report.dropping(reason, names, f"answer {first.answer!r}")

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory while it goes: metrics, events, status, completions; and the lock that keeps it alone.
+"""What a run leaves in its directory while it goes, and the lock that keeps the directory to one process.
 
 metrics.jsonl   one line per optimizer step, `section/name: value`
 events.jsonl    what happened besides: resumed, checkpoint, skipped step, ...

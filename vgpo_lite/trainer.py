@@ -49,7 +49,7 @@ def train(config: RunConfig, *, listener: Listener | None = None, resume: str = 
 
 
 def rollouts(run: Run) -> Window:
-    """Sample and grade until a step's worth of groups tells better from worse, or the bound on resampling is reached."""
+    """Sample and grade until a step's worth of groups tells better from worse, within the bound on resampling."""
     config, started = run.config, time.perf_counter()
     draws, sampled, useful = run.progress.draws, [], []
     for _ in range(1 + config.max_resamples):

@@ -24,16 +24,15 @@ def make_optimizer(parameters: Sequence[Parameter], config: RunConfig) -> torch.
     """AdamW over the adapters: 8-bit states on a GPU (bitsandbytes), plain ones on a CPU, unless `optim` says which."""
     on_gpu = bool(parameters) and parameters[0].is_cuda
     choice = config.optim if config.optim != "auto" else ("adamw_8bit" if on_gpu else "adamw")
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if choice == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, **options)
+        return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
-    """Learning rate of optimizer step `step` (from 1): a linear warm-up, then the schedule down to 0 after the last step.
+    """Learning rate of optimizer step `step`, from 1: a linear warm-up, then the schedule, 0 past the last step.
 
     It depends on nothing but its arguments, so a resumed run needs no scheduler state.
 
@@ -92,7 +91,8 @@ class GradientStep:
     """What became of one step's gradient.
 
     Attributes:
-        norm: Euclidean norm over all adapters before clipping; nan or infinite where a gradient was, 0 where there is none.
+        norm: Euclidean norm over all adapters before clipping; nan or infinite where a gradient was, 0 where there was
+            none.
         applied: Whether the optimizer used it.
     """
 
