@@ -36,6 +36,7 @@ IDENTITY: Mapping[str, frozenset[str]] = {
             "data.question_column",
             "data.image_column",
             "data.answer_column",
+            "data.choices_column",
             "data.evaluation_only",
             "data.columns_verified",
         }

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
-from vgpo_lite.data_types import Sample
+from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from jaxtyping import Float, Int, UInt8
     from numpy import ndarray
     from numpy.random import Generator
@@ -109,8 +107,8 @@ def random_scenes(generator: Generator, count: int, difficulty: Difficulty) -> S
 
 
 def _cover(
-    kind: Int[ndarray, "..."], x: Float[ndarray, "..."], y: Float[ndarray, "..."], size: Float[ndarray, "..."]
-) -> Float[ndarray, "..."]:
+    kind: Int[ndarray, ...], x: Float[ndarray, ...], y: Float[ndarray, ...], size: Float[ndarray, ...]
+) -> Float[ndarray, ...]:
     """How much of each pixel a shape covers, from the pixel's place relative to the shape's middle."""
     across, along = np.abs(x), np.abs(y)
     longer, shorter = np.maximum(across, along), np.minimum(across, along)
@@ -200,16 +198,33 @@ class ShapesRows:
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self._length:
-            raise IndexError(f"{self.name} has rows 0 to {self._length - 1}, asked for {index}")
-        generator = np.random.default_rng((*self._entropy, index))
-        scenes = random_scenes(generator, 1, self._difficulty)
+        generator, scenes = self._scene(index)
         picture = draw(generator, scenes, self._difficulty)[0]
         counts = scenes.row_counts()[0].tolist()
         return Sample(
             sample_id=f"{self.name}/{index}",
-            question="<image>" + counting_question(int(scenes.asked_shape[0]), int(scenes.asked_colour[0])),
+            question=_question(scenes),
             images=(Image.fromarray(picture),),
             answer=str(sum(counts)),
             columns={"row_counts": counts},
         )
+
+    def outline(self, index: int) -> Outline:
+        """A row without its picture, which is then not drawn."""
+        _, scenes = self._scene(index)
+        return Outline(
+            sample_id=f"{self.name}/{index}",
+            question=_question(scenes),
+            image_sizes=((IMAGE_SIDE, IMAGE_SIDE),),
+            answer=str(int(scenes.row_counts().sum())),
+        )
+
+    def _scene(self, index: int) -> tuple[Generator, Scenes]:
+        if not 0 <= index < self._length:
+            raise IndexError(f"{self.name} has rows 0 to {self._length - 1}, asked for {index}")
+        generator = np.random.default_rng((*self._entropy, index))
+        return generator, random_scenes(generator, 1, self._difficulty)
+
+
+def _question(scenes: Scenes) -> str:
+    return "<image>" + counting_question(int(scenes.asked_shape[0]), int(scenes.asked_colour[0]))
