@@ -1,0 +1,11 @@
+"""The model at work: groups are sampled, looked at and turned into gradients.
+
+Reading order: `protocol` (what an engine does), `layout` (the row a group shares), `attend` (attention over it),
+`passes` (forwards), `shared` (the engine), `batched` (the ordinary way, kept as the reference).
+"""
+
+from vgpo_lite.engine.choice import make_engine
+from vgpo_lite.engine.protocol import Engine, EngineSettings, Look
+from vgpo_lite.engine.rollout import DecodeProgress
+
+__all__ = ["DecodeProgress", "Engine", "EngineSettings", "Look", "make_engine"]

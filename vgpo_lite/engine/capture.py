@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from vgpo_lite.algorithm.focus import attention_focus, similarity_focus
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ class Seen(NamedTuple):
     query: Float[Tensor, "batch head kept dim"]
     key: Float[Tensor, "batch kv_head token dim"]
     scale: float
+
+    def behind(self, first: Seen) -> Seen:
+        """The tokens of this, behind those of `first`, in one row."""
+        query, key = torch.cat([first.query, self.query], dim=2), torch.cat([first.key, self.key], dim=2)
+        return Seen(query, key, self.scale)
 
 
 class AttentionCapture:

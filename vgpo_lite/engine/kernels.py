@@ -25,7 +25,8 @@ PLAIN_CHUNK = 128
 """Queries whose scores exist at one time in the plain kernel."""
 
 TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference from plain float32 arithmetic for a kernel to be trusted: 30 times what was seen on a CPU."""
+"""Largest difference from plain float32 arithmetic for a kernel to be trusted, values of about 1. Seen on a CPU, head
+sizes 16 to 128: 2e-6, 2e-2 and 2e-3; a wrong mask, scale or log-sum-exp differs by more than 0.1."""
 
 
 class Kernel(Protocol):

@@ -18,6 +18,7 @@ def allow_recomputation(part: PreTrainedModel) -> None:
     transformers also makes the embeddings' output require a gradient, for the sake of reentrant checkpointing. That is
     undone: nothing here needs it, and it would differentiate whatever stands before the first adapter for nothing.
     """
+    part.disable_input_require_grads()
     # Nothing random happens inside a layer (dropout is 0), so no generator's state is kept for the second run.
     part.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     part.disable_input_require_grads()

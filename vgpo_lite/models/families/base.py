@@ -127,6 +127,10 @@ class Family(Protocol):
         """The decoder layers, first to last."""
         ...
 
+    def vision_layers(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The blocks of the vision tower, first to last."""
+        ...
+
     def capture_layer(self, model: nn.Module) -> int:
         """The last layer with full attention, from 0: where focus is read."""
         ...

@@ -69,6 +69,12 @@ class _Decoder(Protocol):
     config: _TextConfig
 
 
+class _Tower(Protocol):
+    """What is used of the vision towers."""
+
+    blocks: Sequence[nn.Module]
+
+
 class _TextConfig(Protocol):
     num_hidden_layers: int
     layer_types: Sequence[str]
@@ -123,6 +129,9 @@ class QwenFamily:
 
     def layers(self, model: nn.Module) -> tuple[nn.Module, ...]:
         return tuple(_decoder(model).layers)
+
+    def vision_layers(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        return tuple(cast("_Tower", _parts(model).model.visual).blocks)
 
     def capture_layer(self, model: nn.Module) -> int:
         return max(index for index, full in enumerate(self._full_attention(model)) if full)
