@@ -175,20 +175,13 @@ def test_attention_focus_is_finite_for_zero_vectors_and_large_scores():
 
 
 def test_attention_focus_of_low_precision_is_computed_in_float32():
-    layer = Layer(5, dtype=torch.bfloat16)
-    actual = layer.focus(chunk_size=4)
-    assert actual.dtype == torch.float32
-    assert_close(actual, attention_by_hand(layer_in_float64(layer), scale=0.9), FLOAT32)
-    assert layer_in_float64(layer).focus(chunk_size=4).dtype == torch.float64
-
-
-def layer_in_float64(layer: Layer) -> Layer:
-    layer.query, layer.prompt_key, layer.own_key = (
-        layer.query.double(),
-        layer.prompt_key.double(),
-        layer.own_key.double(),
-    )
-    return layer
+    layer, exact = Layer(5, dtype=torch.bfloat16), Layer(5)
+    exact.query, exact.prompt_key = layer.query.double(), layer.prompt_key.double()
+    exact.own_key = layer.own_key.double()
+    focus = layer.focus(chunk_size=4)
+    assert focus.dtype == torch.float32
+    assert exact.focus(chunk_size=4).dtype == torch.float64
+    assert_close(focus, attention_by_hand(exact, scale=0.9), FLOAT32)
 
 
 class Allocations(TorchDispatchMode):

@@ -135,11 +135,14 @@ def policy_loss(
     total = ROW_SUMS[objective.loss](token_loss, completion_mask).sum()
     tokens = completion_mask.sum()
     completions = torch.full_like(tokens, logprobs.shape[0])
-    sums = {
-        f"policy/{name}": (masked_sum(of, completion_mask).sum().detach(), tokens) for name, of in of_tokens.items()
-    }
+    sums = {f"policy/{name}": (_detached_sum(values, completion_mask), tokens) for name, values in of_tokens.items()}
     sums["policy/loss"] = (total.detach(), _divisor(objective, tokens, completions))
     return PolicyLoss(loss=total / denominator, sums=sums)
+
+
+def _detached_sum(values: Tensor, completion_mask: Bool[Tensor, "batch token"]) -> Float[Tensor, ""]:
+    """Sum over the tokens of a micro-batch, of numbers or of truths."""
+    return masked_sum(values.detach().to(torch.float64), completion_mask).sum()
 
 
 @overload
