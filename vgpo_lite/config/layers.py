@@ -107,10 +107,11 @@ def read_flags(flags: Mapping[str, object], style: str) -> Layer:
     """
     reader = _Reader("")
     for name, value in flags.items():
-        source = f"--{name.replace('_', '-')}" if style == "--" else f"{style}{name}"
         section = value if name in sections() and isinstance(value, Mapping) else None
         parts = {name: value} if section is None else {f"{name}.{key}": part for key, part in section.items()}
         for key, part in parts.items():
+            flag = key.rpartition(".")[2].replace("_", "-")
+            source = f"--{flag}" if style == "--" else f"{style}{name}"
             if isinstance(part, str):
                 reader.put_text(key, part, source, quoted=True)
             elif part is not None:

@@ -1,0 +1,66 @@
+# make demo: build .venv, install everything, train the built-in model. make test: every check, installing what it needs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+DEFINITION := pyproject.toml constraints.txt
+
+# Idle threads that sleep instead of spinning: on a shared machine small steps are otherwise twenty times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help demo test check fix docs types imports pytest install clean
+
+help:
+	@echo "make demo     build $(VENV), install everything, train the built-in model on the built-in shapes"
+	@echo "make test     every check: format, lint, types, import rules, tests"
+	@echo "make check    the same without the tests"
+	@echo "make fix      format, and mend what the linter can mend"
+	@echo "make docs     write docs/settings.md anew"
+	@echo "make clean    remove $(VENV) and caches"
+
+demo: $(VENV)/.installed
+	$(BIN)/vgpo-lite train
+
+test: check pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# One thread a test process: the tests' tensors are small, and threads that wait for each other cost more than they bring.
+pytest: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m vgpo_lite.config.reference docs/settings.md
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(DEFINITION) | $(BIN)/python
+	@echo "Installing vgpo-lite and what it needs into $(VENV); the first time fetches some gigabytes ..."
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(DEFINITION) | $(BIN)/python
+	@echo "Installing vgpo-lite and the tools that check it into $(VENV); the first time fetches some gigabytes ..."
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@set -e; for candidate in python3 python3.13 python3.12 python3.11; do \
+	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Building $(VENV) with $$($$candidate --version)"; exec $$candidate -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "vgpo-lite needs Python 3.11 or newer with its venv module; found: $$(python3 --version 2>&1 || true)." >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3.12 python3.12-venv) and run make again." >&2; exit 1
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

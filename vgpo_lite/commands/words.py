@@ -1,0 +1,149 @@
+"""Numbers and paths as a person reads them; shared by every command that prints."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vgpo_lite.data_types import Accuracy, RunPlan
+
+
+def memory(count: float) -> str:
+    """Bytes in decimal units, as cards are sold.
+
+    >>> memory(7_640_000), memory(12_300_000_000)
+    ('7.6 MB', '12.3 GB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def amount(count: int) -> str:
+    """A count of parameters, short.
+
+    >>> amount(1_260_000), amount(2_208_985_600), amount(640)
+    ('1.26 M', '2.21 B', '640')
+    """
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def duration(seconds: float) -> str:
+    """A time span.
+
+    >>> duration(9.26), duration(75), duration(3700)
+    ('9.3 s', '1:15', '1:01:40')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(share: float) -> str:
+    """A share of one.
+
+    >>> percent(0.4812)
+    '48.1 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def interval(accuracy: Accuracy) -> str:
+    """The 95 % interval of an accuracy.
+
+    >>> interval(Accuracy(right=5, total=10, low=0.2366, high=0.7634))
+    '23.7 to 76.3 %'
+    """
+    return f"{100 * accuracy.low:.1f} to {percent(accuracy.high)}"
+
+
+def points(before: Accuracy, after: Accuracy) -> str:
+    """How many percentage points an accuracy changed by, with its sign."""
+    return f"{100 * (after.share - before.share):+.1f} points"
+
+
+def plan_lines(plan: RunPlan) -> list[tuple[str, str]]:
+    """A run's plan as titles and values."""
+    dropped = sum(plan.rows_dropped.values())
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in plan.rows_dropped.items())
+    lines = [
+        ("rows that train", f"{plan.rows_kept:,}"),
+        ("rows left out", f"{dropped:,}" + (f": {reasons}" if dropped else "")),
+        ("rows that measure", f"{plan.rows_held_out:,}"),
+        ("trainable parameters", f"{amount(plan.trainable_parameters)} of {amount(plan.total_parameters)}"),
+        ("model in memory", memory(plan.model_bytes)),
+        ("device", plan.device),
+        ("steps", f"{plan.first_step:,} to {plan.max_steps:,}"),
+    ]
+    return lines + [("note", note) for note in plan.notes]
+
+
+def step_parts(metrics: Mapping[str, float]) -> list[str]:
+    """What a step's line says of its metrics; a metric the step did not have is left out."""
+    shown = (
+        ("reward/mean", "reward", lambda value: f"{value:.3f}"),
+        ("groups/useful_share", "useful groups", lambda value: f"{100 * value:.0f} %"),
+        ("completions/mean_length", "length", lambda value: f"{value:.0f}"),
+        ("focus/early", "focus early", lambda value: f"{value:.3f}"),
+        ("focus/late", "late", lambda value: f"{value:.3f}"),
+        ("policy/grad_norm", "gradient norm", lambda value: f"{value:.3g}"),
+        ("time/step_seconds", "took", duration),
+    )
+    return [f"{title} {words(metrics[key])}" for key, title, words in shown if key in metrics]
+
+
+def accuracy_rows(before: Accuracy | None, after: Accuracy | None) -> list[tuple[str, str, str, str]]:
+    """The table of accuracy before and after: title, right answers, accuracy, interval."""
+    named = [("before", before), ("after", after)]
+    rows = [
+        (name, f"{accuracy.right} of {accuracy.total}", percent(accuracy.share), interval(accuracy))
+        for name, accuracy in named
+        if accuracy is not None
+    ]
+    if before is not None and after is not None:
+        rows.append(("change", "", points(before, after), ""))
+    return rows
+
+
+ACCURACY_TITLES = ("accuracy", "right", "share", "95 % interval")
+
+
+def program() -> str:
+    """How the user starts this program, for commands to copy: by name where it is on the path."""
+    started = Path(sys.argv[0])
+    if started.name in ("cli.py", "__main__.py"):
+        return "python cli.py" if started.name == "cli.py" else "python -m vgpo_lite"
+    if shutil.which("vgpo-lite") or not started.exists():
+        return "vgpo-lite"
+    return shlex.quote(os.path.relpath(started))
+
+
+def next_commands(output: str) -> list[tuple[str, str]]:
+    """What to do with a finished run: the purpose and the command of each."""
+    run = shlex.quote(output)
+    merged = shlex.quote(str(Path(output) / "merged"))
+    return [
+        ("one folder that any program loads", f"{program()} merge {run} --output {merged} --verify"),
+        ("accuracy with and without the adapter", f"{program()} eval --adapter {run}"),
+        ("ask it something", f"{program()} chat {run} --image PICTURE --question 'How many ...?'"),
+    ]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with their cells under each other.
+
+    >>> columns([("a", "b"), ("long", "c")])
+    ['a     b', 'long  c']
+    """
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
