@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 import httpx
 from datasets import Dataset, get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -24,9 +27,9 @@ from huggingface_hub.errors import (
 
 from vgpo_lite.config.problems import nearest
 from vgpo_lite.config.recipes import recipe_names
-from vgpo_lite.datasets.local import open_local_split
+from vgpo_lite.datasets.local import LocalData
 from vgpo_lite.datasets.tables import ArrowTable, StoredSplit
-from vgpo_lite.errors import ConfigError, DataError, StorageError
+from vgpo_lite.errors import ConfigError, DataError, StorageError, VgpoLiteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 
 _PAGE = "https://huggingface.co/datasets"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_UNREACHED = "; the hub is out of reach, this is what the cache holds"
 _TIMEOUT_SECONDS = 30.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,7 @@ class HubData:
     @property
     def provenance(self) -> str:
         """Repository and commit."""
-        unreached = "" if self.online else "; the hub is out of reach, this is what the cache holds"
-        return f"{self.repository} at commit {self.commit}{unreached}"
+        return f"{self.repository} at commit {self.commit}{'' if self.online else _UNREACHED}"
 
     def open_split(self, split: str, *, key: str) -> StoredSplit:
         """Download what is missing and open one split.
@@ -77,9 +81,6 @@ class HubData:
             StorageError: The disk is full.
         """
         with _failures_in_words(self.repository):
-            if isinstance(self.builder, ImageFolder):
-                folder = Path(snapshot_download(self.repository, repo_type="dataset", revision=self.commit))
-                return open_local_split(folder, split, key=key, boundary=folder.parents[1])
             if split not in self.splits:
                 near = nearest(split, self.splits)
                 hint = f" Did you mean {near}?" if near else ""
@@ -94,7 +95,7 @@ class HubData:
         )
 
 
-def open_hub(repository: str, data: DataConfig) -> HubData:
+def open_hub(repository: str, data: DataConfig) -> HubData | LocalData:
     """Find a data set on the hub, or in the cache where the hub is out of reach.
 
     Args:
@@ -106,23 +107,75 @@ def open_hub(repository: str, data: DataConfig) -> HubData:
         DataError: The data set is missing, private, gated, needs code of its own, or is neither reached nor cached.
     """
     commit = _commit(repository, data.revision)
+    if commit is None:
+        kept = _kept_folder(repository, data.revision)
+        return kept or _hub_data(repository, _cached_builder(repository, data), commit)
     with _failures_in_words(repository):
         try:
-            builder = load_dataset_builder(repository, data.subset, revision=commit or data.revision)
+            builder = load_dataset_builder(repository, data.subset, revision=commit)
         except ValueError as error:
             raise _subset_error(repository, data.subset, commit, error) from error
-    cached = str(builder.hash)
-    pinned = data.revision is not None and len(data.revision) == 40 and data.revision != cached
-    if commit is None and pinned:
-        raise DataError(f"the hub is out of reach, and the cache holds {repository} at {cached}, not {data.revision}")
+        if isinstance(builder, ImageFolder):
+            return _hub_folder(repository, snapshot_download(repository, repo_type="dataset", revision=commit))
+    return _hub_data(repository, builder, commit)
+
+
+def _hub_data(repository: str, builder: DatasetBuilder, commit: str | None) -> HubData:
     splits = builder.info.splits or builder.config.data_files or {}
     return HubData(
         repository=repository,
-        commit=commit or cached,
+        commit=commit or str(builder.hash),
         online=commit is not None,
         splits=tuple(str(name) for name in splits),
         builder=builder,
     )
+
+
+def _hub_folder(repository: str, snapshot: str, unreached: str = "") -> LocalData:
+    """A repository of image files, whose rows name them: read as the folder it is, links into the cache included."""
+    folder = Path(snapshot)
+    provenance = f"{repository} at commit {folder.name}{unreached}"
+    return LocalData(path=folder, provenance=provenance, boundary=folder.parents[1])
+
+
+def _kept_folder(repository: str, revision: str | None) -> LocalData | None:
+    """A repository of image files that an earlier run has downloaded."""
+    try:
+        snapshot = snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
+        if not any(Path(snapshot).rglob("metadata.*")):
+            return None
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _hub_folder(repository, snapshot, _UNREACHED)
+
+
+def _cached_builder(repository: str, data: DataConfig) -> DatasetBuilder:
+    """What an earlier run left in the cache, without asking the hub again: at the pinned commit, or the newest."""
+    name = repository.rpartition("/")[2]
+    try:
+        newest = Cache(dataset_name=name, repo_id=repository, config_name=data.subset, version="auto", hash="auto")
+    except ValueError as error:
+        raise DataError(
+            f"the hub is out of reach, and {_with_subset(repository, data)} is not in the cache; "
+            "open it once while connected"
+        ) from error
+    if data.revision is None or not _COMMIT.fullmatch(data.revision) or data.revision == newest.hash:
+        return newest
+    folder = Path(newest.cache_dir).parent
+    if not (folder / data.revision).is_dir():
+        held = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        raise DataError(f"the hub is out of reach, and the cache holds {repository} at {held}, not {data.revision}")
+    return Cache(
+        dataset_name=name,
+        repo_id=repository,
+        config_name=newest.config.name,
+        version=folder.name,
+        hash=data.revision,
+    )
+
+
+def _with_subset(repository: str, data: DataConfig) -> str:
+    return repository if data.subset is None else f"{repository}, subset {data.subset},"
 
 
 def _commit(repository: str, revision: str | None) -> str | None:
@@ -152,9 +205,9 @@ def _missing(repository: str) -> str:
     )
 
 
-def _subset_error(repository: str, subset: str | None, commit: str | None, error: ValueError) -> Exception:
-    names = get_dataset_config_names(repository, revision=commit) if commit else []
-    if names and subset not in names:
+def _subset_error(repository: str, subset: str | None, commit: str, error: ValueError) -> VgpoLiteError:
+    names = get_dataset_config_names(repository, revision=commit)
+    if subset not in names:
         near = nearest(subset, names) if subset else None
         hint = f" Did you mean {near}?" if near else " Name one of them."
         return ConfigError(f"data.subset is {subset or 'not set'}; {repository} has {', '.join(names)}.{hint}")

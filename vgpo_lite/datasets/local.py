@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,44 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 PARQUET, JSON, CSV = (".parquet",), (".jsonl", ".ndjson", ".json"), (".csv",)
 
 _SHARD = re.compile(r"[-_.]\d{1,5}([-_]of[-_]\d{1,5})?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalData:
+    """Files on this machine.
+
+    Attributes:
+        path: One file, or the folder that holds them.
+        provenance: Where they are, in words.
+        boundary: Image files may lie anywhere in it; None: only beside the file that names them.
+    """
+
+    path: Path
+    provenance: str
+    boundary: Path | None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits there are."""
+        return tuple(split_files(self.path))
+
+    def open_split(self, split: str, *, key: str) -> StoredSplit:
+        """Open one split.
+
+        Args:
+            split: Its name. A file answers to any name that `data.split` gives it.
+            key: The setting that named it, for messages.
+
+        Raises:
+            ConfigError: There is no such split.
+            DataError: A file cannot be read.
+        """
+        splits = split_files(self.path)
+        if split not in splits and not (self.path.is_file() and key == "data.split"):
+            near = nearest(split, splits)
+            hint = f" Did you mean {near}?" if near else ""
+            raise ConfigError(f"{key} is {split}; {self.path} has {', '.join(splits)}.{hint}")
+        return _opened(splits.get(split, (self.path,)), self.boundary)
 
 
 def split_files(path: Path) -> Mapping[str, tuple[Path, ...]]:
@@ -68,33 +107,12 @@ def _metadata_of(folder: Path) -> Path | None:
 def _nothing_found(path: Path) -> str:
     if any(path.glob("*.arrow")) or (path / "dataset_dict.json").is_file():
         return f"{path} was written by save_to_disk; write parquet instead: dataset.to_parquet('train.parquet')"
-    names = sorted(file.name for file in path.iterdir())
+    names = sorted(file.name for file in path.glob("*"))
     held = f"it holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it is empty"
     return f"{path}: expected .parquet, .jsonl, or images with a metadata.jsonl or metadata.csv; {held}"
 
 
-def open_local_split(path: Path, split: str, *, key: str, boundary: Path | None = None) -> StoredSplit:
-    """Open one split.
-
-    Args:
-        path: File or folder.
-        split: Name of the split. A data set of one split answers to `train` and to that split's own name.
-        key: The setting that named it, for messages.
-        boundary: Image files may lie anywhere in it; None: only beside the file that names them.
-
-    Raises:
-        ConfigError: There is no such split.
-        DataError: A file cannot be read.
-    """
-    splits = split_files(path)
-    if split not in splits:
-        if path.is_file() and key == "data.split":
-            splits = {split: splits["train"]}
-        else:
-            near = nearest(split, splits)
-            hint = f" Did you mean {near}?" if near else ""
-            raise ConfigError(f"{key} is {split}; {path} has {', '.join(splits)}.{hint}")
-    files = splits[split]
+def _opened(files: Sequence[Path], boundary: Path | None) -> StoredSplit:
     suffixes = {file.suffix for file in files}
     if suffixes <= set(PARQUET):
         return StoredSplit(table=_parquet(files), folder=None, fingerprint=_content_hash(files))

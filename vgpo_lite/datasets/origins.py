@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vgpo_lite.config.problems import nearest
 from vgpo_lite.datasets.hub import open_hub
-from vgpo_lite.datasets.local import CSV, JSON, PARQUET, open_local_split, split_files
+from vgpo_lite.datasets.local import CSV, JSON, PARQUET, LocalData
 from vgpo_lite.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,27 +33,6 @@ class Origin(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalData:
-    """Files on this machine."""
-
-    path: Path
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits there are."""
-        return tuple(split_files(self.path))
-
-    @property
-    def provenance(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    def open_split(self, split: str, *, key: str) -> StoredSplit:
-        """Open one split; `key` is the setting that named it."""
-        return open_local_split(self.path, split, key=key)
-
-
 def find_origin(config: RunConfig) -> Origin:
     """What `data.id`, or else `dataset`, stands for: what lies under that path, or else a repository on the hub.
 
@@ -65,7 +43,7 @@ def find_origin(config: RunConfig) -> Origin:
     name = config.data.id or config.dataset
     path = Path(name).expanduser()
     if path.exists():
-        return LocalData(path=path)
+        return LocalData(path=path, provenance=str(path), boundary=None)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.suffix in PARQUET + JSON + CSV:
         beside = [str(other) for other in path.parent.glob("*")] if path.parent.is_dir() else []
         near = nearest(str(path), beside)
