@@ -49,7 +49,7 @@ def render(config: RunConfig, comments: Mapping[str, str], *, commented_out: boo
         indent = ("  " if section else "") + ("# " if commented_out else "")
         line = f"{indent}{name}: {scalar(value) if not isinstance(value, Mapping) else table(value)}"
         comment = " ".join(comments.get(key, "").split())
-        lines.append(f"{line:<{COMMENT_COLUMN}}# {comment}" if comment else line)
+        lines.append(f"{line:<{COMMENT_COLUMN - 1}} # {comment}" if comment else line)
     return "\n".join(lines) + "\n"
 
 
