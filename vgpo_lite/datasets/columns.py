@@ -67,23 +67,31 @@ def map_columns(found: Sequence[str], data: DataConfig, *, needs_gold: bool, vid
         video_columns: Columns that hold videos by their type.
 
     Raises:
-        ConfigError: A named column does not exist, or none of the usual names does.
+        ConfigError: A named column does not exist, or none of the usual names does; all such problems at once.
     """
     videos = tuple(name for name in found if name in VIDEOS or name in video_columns)
-    image = _column(found, "image", data.image_column, (*IMAGES, *FILE_NAMES), needed=data.require_image and not videos)
-    if image in videos or (image is None and data.require_image):
-        raise ConfigError(
+    problems: list[str] = []
+
+    def column(role: str, named: str | None, usual: Sequence[str], *, needed: bool) -> str | None:
+        try:
+            return _column(found, role, named, usual, needed=needed)
+        except ConfigError as error:
+            problems.append(str(error))
+            return None
+
+    needs_image = data.require_image and not videos
+    image = column("image", data.image_column, (*IMAGES, *FILE_NAMES), needed=needs_image)
+    if videos and (image in videos or (image is None and data.require_image)):
+        problems.append(
             f"column {videos[0]} holds videos; images are expected, in a column images or image, or the one that "
-            f"data.image_column names. Columns found: {', '.join(found)}"
+            f"data.image_column names. Columns found: {', '.join(found)}."
         )
-    question = _column(found, "question", data.question_column, QUESTIONS, needed=True)
-    return Columns(
-        question=question or "",
-        image=image,
-        answer=_column(found, "answer", data.answer_column, ANSWERS, needed=needs_gold),
-        choices=_column(found, "choices", data.choices_column, (), needed=False),
-        videos=videos,
-    )
+    question = column("question", data.question_column, QUESTIONS, needed=True)
+    answer = column("answer", data.answer_column, ANSWERS, needed=needs_gold)
+    choices = column("choices", data.choices_column, (), needed=False)
+    if question is None or problems:
+        raise ConfigError("\n".join(problems))
+    return Columns(question=question, image=image, answer=answer, choices=choices, videos=videos)
 
 
 def _column(found: Sequence[str], role: str, named: str | None, usual: Sequence[str], *, needed: bool) -> str | None:
@@ -145,7 +153,7 @@ def image_sources(value: object, folder: Folder | None) -> list[ImageSource]:
     Raises:
         RefusalError: The cell names an image instead of holding it, or names a file outside the folder.
     """
-    if value is None:
+    if value is None or (isinstance(value, str) and not value):
         return []
     if isinstance(value, list | tuple):
         return [source for cell in value for source in image_sources(cell, folder)]
@@ -161,7 +169,7 @@ def image_sources(value: object, folder: Folder | None) -> list[ImageSource]:
         return [_decoded(value[address.end() :])]
     if folder is None:
         raise RefusalError(NAMED_IMAGE, f"{value[:80]!r}; paths and addresses inside rows are not followed")
-    return [file_inside(folder, value)] if value else []
+    return [file_inside(folder, value)]
 
 
 def _decoded(text: str) -> bytes:

@@ -119,6 +119,8 @@ def _opened(files: Sequence[Path], boundary: Path | None) -> StoredSplit:
     if not suffixes <= set(JSON + CSV):
         raise DataError(f"{files[0]}: expected .parquet, .jsonl, or a folder; mixed formats are not read")
     records = [record for file in files for record in _records(file)]
+    if not records:
+        raise DataError(f"{', '.join(map(str, files))}: no rows")
     folder = Folder(path=files[0].parent, boundary=boundary or files[0].parent)
     return StoredSplit(table=RecordTable(records), folder=folder, fingerprint=_content_hash(files))
 
