@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -21,6 +23,7 @@ from transformers import (
 
 from vgpo_lite.data_types import Prompt, RolloutGroup, Sample
 from vgpo_lite.models.families import family_of
+from vgpo_lite.models.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +96,40 @@ def with_adapters(model: PreTrainedModel, *, vision: bool = False, seed: int = 1
     wrapped = get_peft_model(model, settings)
     assert isinstance(wrapped, PeftModel)
     return wrapped.eval()
+
+
+def in_four_bits(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with the language model's projections in NF4, as bitsandbytes runs them on a CPU."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and "language_model.layers" in name:
+            settings = {"compute_dtype": torch.float32, "quant_type": "nf4", "compress_statistics": True}
+            quantized = Linear4bit(module.in_features, module.out_features, bias=module.bias is not None, **settings)
+            quantized.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            quantized.bias = module.bias
+            model.set_submodule(name, quantized.to("cpu"))
+    model.is_loaded_in_4bit = True
+    return model
+
+
+def small_policy(
+    model_type: str, *, vision: bool = False, quantized: bool = False, tied: bool = True, layers: int = 3, seed: int = 0
+) -> Policy:
+    """A policy around a small model with adapters, float32 on the CPU, in training mode as a loaded one."""
+    model = small_model(model_type, tied=tied, layers=layers, seed=seed)
+    wrapped = with_adapters(in_four_bits(model) if quantized else model, vision=vision)
+    return Policy(
+        model=wrapped.train(),
+        family=family_of(model.config),
+        processor=None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        quantization="nf4" if quantized else "none",
+        eos_ids=(EOS,),
+        pad_id=PAD,
+        suppressed_ids=(VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD),
+        model_id=model_type,
+        revision=None,
+    )
 
 
 def small_policy_model(model_type: str, *, vision: bool = False, tied: bool = True, seed: int = 0) -> PeftModel:

@@ -212,7 +212,7 @@ def _gathered(gradient: Tensor, like: Tensor) -> Tensor:
 
 
 def _scores(query: Tensor, key: Tensor, causal_from: int | None, scale: float) -> Tensor:
-    scores = (query @ key.mT).float() * scale
+    scores = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32)) * scale
     if causal_from is None:
         return scores
     places = torch.arange(key.shape[2], device=key.device)
