@@ -1,7 +1,7 @@
 """The ordinary way to sample a group, kept as the reference: as many copies of image and prompt as completions.
 
-The model runs as transformers wrote it, with its own cache. The noise is the same as in `rollout`, so both ways draw the
-same completions up to rounding.
+The model runs as transformers wrote it, with its own cache. The noise is that of `rollout`, so both ways draw the same
+completions up to rounding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sample_groups_from_copies(
     places: Sequence[int],
     on_step: Callable[[DecodeProgress], None] | None = None,
 ) -> list[RolloutGroup]:
-    """Sample one group of completions per prompt, one prompt after the other; arguments as in `rollout.sample_groups`."""
+    """Sample one group of completions per prompt, prompt after prompt; arguments as in `rollout.sample_groups`."""
     group_tokens = sampling.num_generations * sampling.max_completion_length
     groups: list[RolloutGroup] = []
     with torch.no_grad(), evaluating(policy.model):

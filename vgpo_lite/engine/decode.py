@@ -1,7 +1,7 @@
 """Keys and values while groups decode: each prompt's once, each completion's own, and attention over both.
 
-Several groups decode as one batch, a rectangle of *slots*: as many per prompt, each decoding one completion. Everything
-is laid out as `[prompt, kv_head, slot, ...]`, so that the queries of a prompt's completions meet its keys in one product
+Several groups decode as one batch, a rectangle of *slots*: as many per prompt, each decoding one completion. All is
+laid out as `[prompt, kv_head, slot, ...]`, so that the queries of a prompt's completions meet its keys in one product,
 and nothing of a prompt is ever repeated per completion. Slots and prompts leave the batch when nobody needs them.
 """
 
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vgpo_lite.algorithm.focus import next_token_attention_focus
-from vgpo_lite.models.attention import causal_attention
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+    from vgpo_lite.engine.stages import KeysAndValues
 
 FIRST_ROOM = 64
 """Completion tokens there is room for at first. Room doubles when it is used up, so that a token's keys and values are
@@ -64,27 +63,26 @@ class GroupCache:
         self._prompts = len(lengths)
         self._slots = slots
         self._max_tokens = max_tokens
-        self.focus_layer = focus_layer
+        self._focus_layer = focus_layer
         # One tensor per layer, keys and values on its first axis.
         self._of_prompts: list[Float[Tensor, "2 prompt kv_head prompt_token dim"]] = []
         self._own: list[Float[Tensor, "2 prompt kv_head slot room dim"]] = []
         self.tokens = 0
         self.attention = torch.empty(self._prompts, 0)
 
-    def store_prompt(
-        self,
-        layer: int,
-        prompt: int,
-        key: Float[Tensor, "1 kv_head prompt_token dim"],
-        value: Float[Tensor, "1 kv_head prompt_token dim"],
-    ) -> None:
-        """Keep one layer's keys and values of a prompt. Layers come in order, for each prompt anew."""
-        if layer == len(self._of_prompts):
-            shape = (2, self._prompts, key.shape[1], self._longest, key.shape[3])
-            self._of_prompts.append(key.new_zeros(shape))  # not empty: padded values are multiplied by zero
-        held = self._of_prompts[layer][:, prompt, :, : key.shape[2]]
-        held[0] = key[0]
-        held[1] = value[0]
+    def store_prompt(self, prompt: int, keys_values: Mapping[int, KeysAndValues]) -> None:
+        """Keep what a prompt left behind, `[1, kv_head, prompt_token, dim]` each, layer by layer.
+
+        Args:
+            prompt: Its place in the batch.
+            keys_values: Of every layer, the first layer's first.
+        """
+        for layer, (key, value) in keys_values.items():
+            if layer == len(self._of_prompts):
+                shape = (2, self._prompts, key.shape[1], self._longest, key.shape[3])
+                self._of_prompts.append(key.new_zeros(shape))  # not empty: padded values are multiplied by zero
+            held = self._of_prompts[layer][:, prompt, :, : key.shape[2]]
+            held[0], held[1] = key[0], value[0]
 
     def attend(
         self,
@@ -105,19 +103,16 @@ class GroupCache:
         prompts, kv_heads, slots, _, dim = own_key.shape
         heads_each = query.shape[1] // kv_heads
         queries = (query.float() * scale).view(prompts, slots, kv_heads, heads_each, dim).transpose(1, 2)
-        folded = queries.reshape(prompts, kv_heads, slots * heads_each, dim)
-        on_prompt = folded @ prompt_key.float().transpose(2, 3)
+        on_prompt = queries.flatten(2, 3) @ prompt_key.float().mT  # all slots of a prompt as one long query
         if self._padding is not None:
             on_prompt.masked_fill_(self._padding[:, None, None], float("-inf"))
-        on_own = folded.view(prompts, kv_heads, slots, heads_each, dim) @ own_key.float().transpose(3, 4)
+        on_own = queries @ own_key.float().mT
         weights = torch.cat([on_prompt.view(*on_own.shape[:-1], -1), on_own], dim=-1).softmax(dim=-1)
-        if layer == self.focus_layer:
+        if layer == self._focus_layer:
             on_image = torch.einsum("pkshi,pi->ps", weights[..., : self._longest], self._image_mask)
             self.attention = (on_image / query.shape[1]).clamp(max=1)
-        weights = weights.to(value.dtype)
-        gathered = (weights[..., : self._longest].reshape(prompts, kv_heads, -1, self._longest) @ prompt_value).view(
-            queries.shape
-        ) + weights[..., self._longest :] @ own_value
+        for_prompt, for_own = weights.to(value.dtype).tensor_split([self._longest], dim=-1)
+        gathered = (for_prompt.flatten(2, 3) @ prompt_value).view(queries.shape) + for_own @ own_value
         return gathered.transpose(1, 2).reshape(prompts * slots, 1, -1, dim)
 
     def _append(self, layer: int, key: Tensor, value: Tensor) -> Float[Tensor, "2 prompt kv_head slot token dim"]:
@@ -155,35 +150,3 @@ class GroupCache:
         for layer, held in enumerate(self._own):
             chosen = slots[None, :, None, :, None, None].expand(2, -1, held.shape[2], -1, *held.shape[4:])
             self._own[layer] = held.gather(3, chosen)
-
-
-class PromptStage:
-    """An `AttentionStage` that runs one prompt through the model and leaves its keys and values in a `GroupCache`.
-
-    Attributes:
-        attention: The attention on image tokens of the prompt's last query, the one that emits every completion's
-            first token; 0 where the cache reads no attention.
-    """
-
-    def __init__(self, cache: GroupCache, prompt: int, image_mask: Bool[Tensor, " prompt_token"]) -> None:
-        self._cache = cache
-        self._prompt = prompt
-        self._image_mask = image_mask
-        self.attention = torch.zeros((), device=image_mask.device)
-
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 head prompt_token dim"],
-        key: Float[Tensor, "1 kv_head prompt_token dim"],
-        value: Float[Tensor, "1 kv_head prompt_token dim"],
-        *,
-        scale: float,
-    ) -> Float[Tensor, "1 prompt_token head dim"]:
-        """Causal attention inside the prompt, remembered."""
-        self._cache.store_prompt(layer, self._prompt, key, value)
-        if layer == self._cache.focus_layer:
-            no_own_key = key[:, :, :0]
-            focus = next_token_attention_focus(query[:, :, -1], key[0], no_own_key, self._image_mask, scale=scale)
-            self.attention = focus[0]
-        return causal_attention(query, key, value, scale=scale)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vgpo_lite.algorithm.focus import similarity_focus
+from vgpo_lite.algorithm.focus import next_token_attention_focus, similarity_focus
+from vgpo_lite.engine.capture import AttentionCapture
 from vgpo_lite.engine.completions import Completions
-from vgpo_lite.engine.decode import GroupCache, PromptStage
+from vgpo_lite.engine.decode import GroupCache
+from vgpo_lite.engine.decoder import Decoder
+from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.models.attention import use_shared_attention
 from vgpo_lite.models.modes import evaluating
 
@@ -120,6 +123,7 @@ class _Batch:
         self._policy = policy
         self._plan = plan
         self._sampling = sampling
+        self._decoder = Decoder(policy)
         self._language_model = policy.family.language_model(policy.model)
         self._lm_head = policy.family.lm_head(policy.model)
         device, slots = policy.device, sampling.num_generations
@@ -146,15 +150,16 @@ class _Batch:
         encode = self._plan.features
         features = family.encode_images(model, prompt) if encode is None else encode(prompt)
         inputs = family.prompt_inputs(model, prompt, features)
-        stage = PromptStage(self._cache, index, inputs.image_mask)
-        states = self._language_model(
-            inputs_embeds=inputs.inputs_embeds,
-            position_ids=inputs.position_ids,
-            use_cache=False,
-            stage=stage,
-            **inputs.extras(inputs.length),
-        ).last_hidden_state[0]
-        self.completions.focus[self._rows[index], 0] = stage.attention
+        stage, layer = PromptStage(), family.capture_layer(model)
+        watches = self._plan.focus_signal == "attention" and prompt.has_image
+        watch = AttentionCapture(layer, first_query=inputs.length - 1) if watches else None
+        states = self._decoder.prompt(inputs, stage, watch)
+        self._cache.store_prompt(index, stage.keys_values)
+        if watch is not None:
+            query, key, scale = watch.seen
+            no_own_key = key[:, :, :0]
+            seen = next_token_attention_focus(query[:, :, 0], key[0], no_own_key, inputs.image_mask, scale=scale)
+            self.completions.focus[self._rows[index], 0] = seen
         image_states = states[inputs.image_mask] if prompt.has_image else torch.zeros_like(states[:1])
         return states[-1], image_states.float().mean(dim=0), inputs.next_position
 
