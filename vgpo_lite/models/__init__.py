@@ -1,0 +1,13 @@
+"""The only room that knows transformers, peft, bitsandbytes and unsloth."""
+
+from __future__ import annotations
+
+import logging
+
+# On a CPU bitsandbytes looks for a package of kernels, logs that it is not there, and carries on without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from vgpo_lite.models.loading import load_policy  # noqa: E402
+from vgpo_lite.models.policy import Policy  # noqa: E402
+
+__all__ = ["Policy", "load_policy"]

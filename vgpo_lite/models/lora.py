@@ -1,0 +1,214 @@
+"""The adapters: made from a seed, continued from a folder, watched, saved."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vgpo_lite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from vgpo_lite.config.schema import LoraSettings
+    from vgpo_lite.models.families import Family
+    from vgpo_lite.models.hub import ModelFiles
+    from vgpo_lite.models.policy import Policy
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINED_WITH = "vgpo_lite.json"
+PREFIX = "base_model.model."
+_SHOWN = 3  # names in a message
+# What PEFT can do to a LoRA adapter beyond W + alpha/r B A. None of it is kept by a merge or trained here.
+_PLAIN = {"use_dora": False, "use_rslora": False, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None,
+          "rank_pattern": {}, "alpha_pattern": {}, "trainable_token_indices": None, "target_parameters": None,
+          "lora_bias": False, "layer_replication": None, "use_qalora": False, "alora_invocation_tokens": None,
+          "arrow_config": None}  # fmt: skip
+
+
+def add_adapters(
+    model: PreTrainedModel, files: ModelFiles, family: Family, settings: LoraSettings, *, seed: int
+) -> PeftModel:
+    """Give a frozen model fresh adapters: A drawn from the seed alone, B zero, both float32.
+
+    The process-wide generators are left as they were.
+    """
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,  # dropout makes the first importance ratio differ from 1
+        target_modules=family.lora_targets(vision=settings.vision),
+        task_type=TaskType.CAUSAL_LM,
+    )
+    devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    return _named(adapted, files)
+
+
+def continue_adapters(
+    model: PreTrainedModel, files: ModelFiles, family: Family, settings: LoraSettings, *, folder: Path
+) -> PeftModel:
+    """Give a frozen model the adapters of a folder, to be trained further.
+
+    Raises:
+        CheckpointError: The folder holds no adapter, a damaged one, or one of another model or form.
+    """
+    config = read_adapter_config(folder)
+    wanted = {"r": settings.r, "lora_alpha": settings.alpha}
+    for key, value in wanted.items():
+        if config[key] != value:
+            setting = {"r": "lora.r", "lora_alpha": "lora.alpha"}[key]
+            raise CheckpointError(
+                f"the adapter in {folder} has {key} {config[key]}, but {setting} is {value}. Set "
+                f"{setting}={config[key]}."
+            )
+    check_adapter_weights(folder, model, family.lora_targets(vision=settings.vision), rank=settings.r)
+    plain = cast("LoraConfig", LoraConfig.from_pretrained(str(folder)))
+    plain.lora_dropout = 0.0  # as above, whatever it was trained with elsewhere
+    plain.target_modules = family.lora_targets(vision=settings.vision)
+    adapted = PeftModel.from_pretrained(
+        model, str(folder), config=plain, is_trainable=True, torch_device=str(model.device), autocast_adapter_dtype=True
+    )
+    return _named(adapted, files)
+
+
+def _named(adapted: PeftModel, files: ModelFiles) -> PeftModel:
+    """Record which model, at which commit, the adapters belong to."""
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = files.model_id
+    config.revision = files.revision
+    return adapted
+
+
+def read_adapter_config(folder: Path) -> Mapping[str, Any]:
+    """The content of adapter_config.json, if it is that of a plain LoRA adapter.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another form.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no adapter: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} in it")
+    try:
+        config = json.loads(path.read_bytes())
+        kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if kind != "LORA" or not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+        raise CheckpointError(f"{path} is of a {kind} adapter with r {rank}, alpha {alpha}; expected a plain LORA one")
+    strange = [f"{key}={config[key]!r}" for key, plain in _PLAIN.items() if config.get(key) and config[key] != plain]
+    if strange:
+        raise CheckpointError(f"{path} sets {', '.join(strange)}; only plain LoRA adapters are supported")
+    return config
+
+
+def check_adapter_weights(folder: Path, model: nn.Module, targets: str, *, rank: int) -> None:
+    """Compare the names and shapes in an adapter's file with the layers it would go to.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or the adapter is of another model.
+    """
+    expected = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and re.fullmatch(targets, name):
+            expected[f"{PREFIX}{name}.lora_A.weight"] = [rank, module.in_features]
+            expected[f"{PREFIX}{name}.lora_B.weight"] = [module.out_features, rank]
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit this model: {len(wrong)} of its weights do not match, such as "
+            f"{name}: {found.get(name, 'absent')} in the adapter, {expected.get(name, 'nothing')} expected. Use the "
+            "model it was trained on, with the same lora settings."
+        )
+
+
+def adapter_state(policy: Policy) -> dict[str, Tensor]:
+    """A copy of the adapters' weights on the CPU, by name."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in policy.adapters().items()}
+
+
+def load_adapter_state(policy: Policy, state: Mapping[str, Tensor]) -> None:
+    """Put weights that `adapter_state` copied back in place.
+
+    Raises:
+        CheckpointError: They are those of other adapters.
+    """
+    adapters = policy.adapters()
+    shapes = {name: parameter.shape for name, parameter in adapters.items()}
+    wrong = sorted(
+        name
+        for name in shapes.keys() | state.keys()
+        if name not in state or name not in shapes or state[name].shape != shapes[name]
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} saved adapter weights do not match the policy's, such as {', '.join(wrong[:_SHOWN])}"
+        )
+    with torch.no_grad():
+        for name, parameter in adapters.items():
+            parameter.copy_(state[name])
+
+
+def adapter_snapshot(policy: Policy) -> dict[str, Tensor]:
+    """A copy of every adapter's B where it lies, to be compared after an update."""
+    return {name: parameter.detach().clone() for name, parameter in policy.adapters().items() if ".lora_B." in name}
+
+
+def unmoved_adapters(policy: Policy, snapshot: Mapping[str, Tensor]) -> list[str]:
+    """Names of the adapted layers whose B is exactly what it was in the snapshot."""
+    adapters = policy.adapters()
+    return [name.split(".lora_B.")[0].removeprefix(PREFIX) for name, before in snapshot.items()
+            if torch.equal(adapters[name].detach(), before)]  # fmt: skip
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """Write the adapters as a folder that PEFT loads as it is. Asks no network.
+
+    Beside PEFT's own files it holds `vgpo_lite.json`: how the model was quantized and rounded while they were trained,
+    so that a merge can start from the very same weights.
+    """
+    policy.model.save_pretrained(
+        str(folder),
+        state_dict=dict(policy.adapters()),
+        save_embedding_layers=False,  # otherwise PEFT asks the hub how large the vocabulary was
+    )
+    # safetensors renames a private temporary file into place; the others were written under the user's umask
+    shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)
+    settings = {"quantization": policy.quantization, "dtype": str(policy.dtype).removeprefix("torch.")}
+    (folder / TRAINED_WITH).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(policy), encoding="utf-8")
+
+
+def _card(policy: Policy) -> str:
+    config = policy.model.peft_config["default"]
+    commit = f" at commit {policy.revision}" if policy.revision else ""
+    base = f"base_model: {policy.model_id}\n" if policy.revision else ""
+    return (
+        f"---\nlibrary_name: peft\n{base}tags:\n- vgpo-lite\n- lora\n---\n"
+        f"Adapters trained with vgpo-lite for {policy.model_id}{commit}, quantization {policy.quantization}.\n\n"
+        f"Form: {config.to_dict()['peft_type']}, target modules `{config.to_dict()['target_modules']}`.\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
+        f"model = AutoModelForImageTextToText.from_pretrained({policy.model_id!r}, revision={policy.revision!r})\n"
+        "model = PeftModel.from_pretrained(model, <this folder>)\n```\n"
+    )
