@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 
@@ -15,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # One idle thread spinning beside a busy one makes small steps twenty times slower. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries would fill a log with pieces of lines
     from vgpo_lite.commands.app import run
 
     run(arguments)

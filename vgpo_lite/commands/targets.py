@@ -80,6 +80,9 @@ def adapter_folder(path: str) -> str:
     folder = existing_folder(path)
     found = [place for place in (folder, folder / "adapter") if (place / ADAPTER_FILE).is_file()]
     if not found:
-        unfinished = " The run has not finished; its checkpoints hold one each." if run_of(folder) == folder else ""
-        raise CheckpointError(f"{path} holds no {ADAPTER_FILE}, so it is no adapter.{unfinished}")
+        run = run_of(folder)
+        advice = (
+            "" if run is None else f" A run writes {run / 'adapter'} when it finishes: continue it with --resume auto."
+        )
+        raise CheckpointError(f"{path} holds no {ADAPTER_FILE}, so it is no adapter.{advice}")
     return str(found[0])

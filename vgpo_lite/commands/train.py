@@ -110,7 +110,7 @@ def train(
         try:
             run(config, listener=listener, resume=resume)
         except InterruptedRunError as error:
-            error.add_note(f"continue with: {_continuation()}")
+            error.args = (f"{error}, after saving. Continue with: {_continuation()}",)
             raise
 
 

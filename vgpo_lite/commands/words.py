@@ -121,8 +121,10 @@ ACCURACY_TITLES = ("accuracy", "right", "share", "95 % interval")
 def program() -> str:
     """How the user starts this program, for commands to copy: by name where it is on the path."""
     started = Path(sys.argv[0])
-    if started.name in ("cli.py", "__main__.py"):
-        return "python cli.py" if started.name == "cli.py" else "python -m vgpo_lite"
+    if started.name == "cli.py":
+        return "python cli.py"
+    if started.parts[-2:] == ("vgpo_lite", "__main__.py"):
+        return "python -m vgpo_lite"
     if shutil.which("vgpo-lite") or not started.exists():
         return "vgpo-lite"
     return shlex.quote(os.path.relpath(started))

@@ -1,0 +1,277 @@
+"""Each command parses, makes one call, and shows what came of it; stand-ins take the place of the model stack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from vgpo_lite.config.load import load_config
+from vgpo_lite.config.recipes import recipe_names
+from vgpo_lite.config.settings import settings
+from vgpo_lite.data_types import Accuracy, RunSummary
+
+WITHOUT = Accuracy(right=96, total=200, low=0.4118, high=0.5490)
+WITH = Accuracy(right=122, total=200, low=0.5409, high=0.6749)
+
+
+class Calls:
+    """Remembers what a stand-in was called with."""
+
+    def __init__(self, result=None) -> None:
+        self.made: list[tuple[tuple, dict]] = []
+        self.result = result
+
+    def __call__(self, *args, **kwargs):
+        self.made.append((args, kwargs))
+        return self.result(*args, **kwargs) if callable(self.result) else self.result
+
+
+def finished(config, *, listener, resume) -> RunSummary:
+    summary = RunSummary(
+        output=config.output_folder, steps=2, updated_steps=2, before=WITHOUT, after=WITH, seconds=3.0, peak_bytes=10**9
+    )
+    listener.finished(summary)
+    return summary
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A finished run, as far as the commands look at it."""
+    folder = tmp_path / "run"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "config.yaml").write_text("max_completion_length: 33\ndata:\n  prompt_style: direct\n")
+    return folder
+
+
+def test_train_turns_every_flag_into_a_setting(cli, stand_in, run_folder):
+    train = Calls(finished)
+    stand_in("vgpo_lite.trainer", train=train)
+    shown = cli(
+        *("train", "-m", "qwen2-vl-2b", "-d", "geo3k", "-r", "dapo-baseline", "-o", "out", "--max-steps", "7"),
+        *("--seed", "5", "--adapter", str(run_folder), "--resume", "auto", "--report-to", "wandb"),
+        *("--set", "focus.beta=0.1", "--set", "learning_rate=1e-5"),
+    )
+    assert shown.code == 0, shown.err
+    [((config,), named)] = train.made
+    assert named["resume"] == "auto"
+    assert config == load_config(
+        "dapo-baseline",
+        model="qwen2-vl-2b",
+        dataset="geo3k",
+        overrides=["focus.beta=0.1", "learning_rate=1e-5"],
+        output="out",
+        max_steps=7,
+        seed=5,
+        adapter=str(run_folder / "adapter"),
+        report_to="wandb",
+    )
+    assert config.sources["max_steps"] == "--max-steps"
+    assert "note: model qwen2-vl-2b, data set geo3k, run directory out" in shown.out
+    assert "+13.0 points" in shown.out
+
+
+def test_train_without_arguments_is_the_built_in_run(cli, stand_in):
+    train = Calls(finished)
+    stand_in("vgpo_lite.trainer", train=train)
+    assert cli("train").code == 0
+    [((config,), named)] = train.made
+    assert (config.model, config.dataset, config.output_folder) == ("tiny", "shapes", "runs/tiny-shapes")
+    assert named["resume"] == "never"
+
+
+def test_quiet_training_says_one_line(cli, stand_in):
+    stand_in("vgpo_lite.trainer", train=finished)
+    assert len(cli("train", "--quiet").out.splitlines()) == 1
+
+
+def test_a_dry_run_shows_values_with_their_sources_and_trains_nothing(cli, stand_in):
+    train = Calls(finished)
+    stand_in("vgpo_lite.trainer", train=train)
+    shown = cli("train", "--dry-run", "-m", "qwen2-vl-2b", "--set", "focus.beta=0.1", "-o", "somewhere")
+    assert shown.code == 0
+    assert train.made == []
+    rows = {line.split()[0]: line for line in shown.out.splitlines() if line.strip()}
+    assert rows["focus.beta"].split(maxsplit=2)[1:] == ["0.1", "--set focus.beta=0.1"]
+    assert rows["model_id"].split(maxsplit=2)[1:] == ["Qwen/Qwen2-VL-2B-Instruct", "model recipe qwen2-vl-2b, line 2"]
+    assert rows["temperature"].split()[1:] == ["1.0", "default"]
+    assert set(settings()) <= set(rows)
+    assert "The run directory would be somewhere." in shown.out
+
+
+def test_resume_takes_auto_never_or_a_folder(cli, stand_in, tmp_path):
+    train = Calls(finished)
+    stand_in("vgpo_lite.trainer", train=train)
+    shown = cli("train", "--resume", "atuo")
+    assert (shown.code, shown.err) == (
+        2,
+        "error: --resume is 'atuo'; expected auto, never or the folder of a checkpoint.\n",
+    )
+    assert cli("train", "--resume", str(tmp_path)).code == 0
+    assert train.made[0][1]["resume"] == str(tmp_path)
+
+
+def measured(config, *, listener) -> Accuracy:
+    return WITHOUT if config.adapter is None else WITH
+
+
+def test_eval_measures_without_and_with_the_adapter(cli, stand_in, run_folder):
+    evaluate = Calls(measured)
+    stand_in("vgpo_lite.evaluation", evaluate=evaluate)
+    shown = cli("eval", "--adapter", str(run_folder), "--limit", "50")
+    assert shown.code == 0, shown.err
+    configs = [args[0] for args, _ in evaluate.made]
+    assert [config.adapter for config in configs] == [None, str(run_folder / "adapter")]
+    assert all((config.eval.limit, config.max_completion_length) == (50, 33) for config in configs)
+    assert shown.out.splitlines()[-4:] == [
+        "accuracy         right       share         95 % interval",
+        "without adapter  96 of 200   48.0 %        41.2 to 54.9 %",
+        "with adapter     122 of 200  61.0 %        54.1 to 67.5 %",
+        "change                       +13.0 points",
+    ]
+
+
+def test_eval_of_a_model_alone_measures_once(cli, stand_in):
+    evaluate = Calls(measured)
+    stand_in("vgpo_lite.evaluation", evaluate=evaluate)
+    shown = cli("eval", "--model", "qwen2-vl-2b", "--dataset", "mathvista")
+    assert len(evaluate.made) == 1
+    assert shown.out.splitlines()[-1].split() == [
+        "qwen2-vl-2b",
+        "96",
+        "of",
+        "200",
+        "48.0",
+        "%",
+        "41.2",
+        "to",
+        "54.9",
+        "%",
+    ]
+
+
+def test_eval_prints_json_and_nothing_else(cli, stand_in, run_folder):
+    stand_in("vgpo_lite.evaluation", evaluate=measured)
+    result = json.loads(cli("eval", "--adapter", str(run_folder), "--json").out)
+    assert result["after"] == {"right": 122, "total": 200, "accuracy": 0.61, "low": 0.5409, "high": 0.6749}
+    assert (result["model"], result["dataset"], result["before"]["accuracy"]) == ("tiny", "shapes", 0.48)
+
+
+def report(folder, output, *, base, verify):
+    compared = SimpleNamespace(merged_gap=0.00123, adapter_gap=1.5, greedy=0.995, positions=51)
+    return SimpleNamespace(
+        notes=("bfloat16 was given up: it keeps 3 % of the update",),
+        layers=14,
+        model_id="tiny",
+        dtype="float32",
+        kept=SimpleNamespace(share=0.9991, error=0.01),
+        agreement=compared if verify else None,
+        output=str(output),
+    )
+
+
+def test_merge_says_how_the_result_compares(cli, stand_in, run_folder):
+    merge = Calls(report)
+    stand_in("vgpo_lite.export", merge=merge)
+    shown = cli("merge", str(run_folder), "-o", "out", "--base", "original")
+    assert shown.code == 0, shown.err
+    assert merge.made == [((run_folder, Path("out")), {"base": "original", "verify": True})]
+    for expected in ("14 layers of tiny", "99.9 %", "0.00123", "99.5 % of 51", "out is ready", "note: bfloat16"):
+        assert expected in shown.out
+
+
+def test_merge_writes_into_the_run_unless_told_where(cli, stand_in, run_folder):
+    merge = Calls(report)
+    stand_in("vgpo_lite.export", merge=merge)
+    shown = cli("merge", str(run_folder), "--no-verify")
+    assert merge.made[0][0][1] == run_folder / "merged"
+    assert "not compared" in shown.out
+
+
+def test_merge_refuses_another_base(cli, run_folder):
+    shown = cli("merge", str(run_folder), "--base", "orignal")
+    assert (shown.code, shown.err) == (2, "error: --base is 'orignal'; expected dequantized or original.\n")
+    assert cli("merge", str(run_folder) + "x").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--image", "missing.png", "-q", "How many?"], 2, "there is no picture missing.png"),
+        (["--image", "words.png", "-q", "How many?"], 3, "the picture words.png cannot be used"),
+        (["--image", "red.png", "-q", "<image> and <image>?"], 3, "the question cannot be asked"),
+        (["--image", "red.png", "-q", ""], 3, "the question cannot be asked"),
+        (["--image", "red.png", "-q", "How many?", "--temperature", "-1"], 2, "--temperature"),
+    ],
+)
+def test_chat_refuses_what_cannot_be_asked(cli, tmp_path, monkeypatch, arguments, code, expected):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Path("words.png").write_text("no picture")
+    Image.new("RGB", (56, 56), "red").save("red.png")
+    shown = cli("chat", "tiny", *arguments)
+    assert shown.code == code
+    assert expected in shown.err
+
+
+def test_chat_places_pictures_where_the_question_says(tmp_path):
+    from PIL import Image
+
+    from vgpo_lite.commands.chat import _sample
+
+    paths = []
+    for colour in ("red", "blue"):
+        paths.append(tmp_path / f"{colour}.png")
+        Image.new("RGB", (56, 56), colour).save(paths[-1])
+    sample = _sample("Is <image_2> like <image_1>?", paths)
+    assert sample.question == "Is <image> like <image>?"
+    assert [image.getpixel((0, 0)) for image in sample.images] == [(0, 0, 255), (255, 0, 0)]
+    assert _sample("How many?", paths[:1]).question == "<image>How many?"
+
+
+def test_recipe_list_names_every_recipe_with_its_flag(cli):
+    shown = cli("recipe", "list")
+    assert shown.code == 0
+    for kind, flag in (("models", "--model"), ("datasets", "--dataset"), ("runs", "--recipe")):
+        assert f"{kind}  ({flag} NAME)" in shown.out
+        for name in recipe_names(kind):
+            assert f"  {name} " in shown.out
+
+
+def test_recipe_show_prints_the_file_and_the_defaults(cli):
+    assert yaml.safe_load(cli("recipe", "show", "vgpo").out)["focus"]["signal"] == "similarity"
+    assert yaml.safe_load(cli("recipe", "show", "models/qwen2-vl-2b").out) == {"model_id": "Qwen/Qwen2-VL-2B-Instruct"}
+    assert "# learning_rate: 5.0e-06" in cli("recipe", "show", "defaults").out
+    shown = cli("recipe", "show", "vgop")
+    assert (shown.code, shown.err) == (2, "error: there is no recipe vgop; did you mean vgpo?\n")
+
+
+def test_recipe_copy_never_overwrites(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "vgpo.yaml written. Edit it, then: vgpo-lite train --recipe vgpo.yaml" in cli("recipe", "copy", "vgpo").out
+    assert load_config("vgpo.yaml") == load_config("vgpo")
+    again = cli("recipe", "copy", "vgpo")
+    assert (again.code, again.err) == (2, "error: vgpo.yaml exists already; choose another name for the copy.\n")
+    assert cli("recipe", "copy", "defaults", "all.yaml").code == 0
+    assert load_config("all.yaml") == load_config()
+    assert "no folder" in cli("recipe", "copy", "vgpo", "no/such/x.yaml").err
+    (tmp_path / "folder").mkdir()
+    cli("recipe", "copy", "vgpo", "folder")
+    assert (tmp_path / "folder" / "vgpo.yaml").is_file()
+
+
+def test_recipe_check_tells_the_fine_from_the_broken(cli, tmp_path):
+    assert cli("recipe", "check").code == 0
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("seed: 1\n")
+    bad.write_text("sead: 1\nfocus: {beta: -1}\n")
+    shown = cli("recipe", "check", str(good), str(bad))
+    assert shown.code == 2
+    assert shown.out == f"{good}: fine\n"
+    assert "sead is not a setting" in shown.err
+    assert "focus.beta is -1" in shown.err
