@@ -37,7 +37,7 @@ def test_the_usual_names_are_found(found: list[str], wanted: tuple[str, ...]) ->
 
 def test_names_in_the_recipe_win() -> None:
     found = ["problem", "query", "image", "decoded_image", "answer", "label"]
-    names = {"question_column": "query", "image_column": "decoded_image", "answer_column": "label"}
+    names: dict[str, Any] = {"question_column": "query", "image_column": "decoded_image", "answer_column": "label"}
     assert mapped(found, **names) == ("query", "decoded_image", "label")
 
 
@@ -58,7 +58,7 @@ def test_names_in_the_recipe_win() -> None:
         (["problem", "clip", "answer"], {"image_column": "clip"}, "column clip holds videos"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_named_with_what_is_there(found: list[str], data: dict[str, str], message: str) -> None:
+def test_what_is_missing_is_named_with_what_is_there(found: list[str], data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         mapped(found, videos=("clip",) if "clip" in found else (), **data)
     assert message in str(error.value)

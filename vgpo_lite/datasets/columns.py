@@ -136,8 +136,19 @@ def gold_answer(value: object) -> str | None:
         return str(value)
     if not isinstance(value, str):
         raise RefusalError(NO_GOLD, f"the answer is a {type(value).__name__}, expected a text or a number")
+    if not is_unicode(value):
+        raise RefusalError(NO_GOLD, "the answer holds half a character (a lone surrogate)")
     tagged = _ANSWER_TAG.findall(value)
     return (tagged[-1] if tagged else value).strip() or None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can spell half a character, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def image_sources(value: object, folder: Folder | None) -> list[ImageSource]:

@@ -116,7 +116,8 @@ def open_hub(repository: str, data: DataConfig) -> HubData | LocalData:
         except ValueError as error:
             raise _subset_error(repository, data.subset, commit, error) from error
         if isinstance(builder, ImageFolder):
-            return _hub_folder(repository, snapshot_download(repository, repo_type="dataset", revision=commit))
+            snapshot = snapshot_download(repository, repo_type="dataset", revision=data.revision)
+            return _hub_folder(repository, snapshot)
     return _hub_data(repository, builder, commit)
 
 
@@ -228,8 +229,9 @@ def _failures_in_words(repository: str) -> Iterator[None]:
     except (OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
         raise DataError(f"{repository} is not in the cache, and the hub is out of reach: {error}") from error
     except RuntimeError as error:
-        raise DataError(f"{repository} brings code of its own, which is never run: {error}") from error
-    except (DatasetsError, OSError) as error:
+        code = "brings code of its own, which is never run" if "scripts" in str(error) else "cannot be read"
+        raise DataError(f"{repository} {code}: {error}") from error
+    except (DatasetsError, OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
         cause = error.__cause__ or error
         full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
         if full or "Not enough disk space" in str(error):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from vgpo_lite.data_types import Outline, Sample
-from vgpo_lite.datasets.columns import gold_answer, image_sources
+from vgpo_lite.datasets.columns import gold_answer, image_sources, is_unicode
 from vgpo_lite.datasets.images import checked_size, decode_image
 from vgpo_lite.datasets.marks import place_marks, with_choices
 from vgpo_lite.datasets.refusals import EMPTY_QUESTION, NO_GOLD, NO_IMAGE, VIDEO, RefusalError
@@ -97,6 +97,8 @@ class TableSource:
         if not isinstance(question, str):
             kind = "absent" if question is None else f"a {type(question).__name__}"
             raise RefusalError(EMPTY_QUESTION, f"the question is {kind}, expected a text")
+        if not is_unicode(question):
+            raise RefusalError(EMPTY_QUESTION, "the question holds half a character (a lone surrogate)")
         answer = gold_answer(self._cell(row, self.columns.answer))
         options = self._cell(row, self.columns.choices)
         if isinstance(options, list) and options:
