@@ -89,7 +89,7 @@ class _Merged(torch.autograd.Function):
         own = _flat([output for output, _ in parts])
         own_sum = _flat([log_sum for _, log_sum in parts])
         share = torch.sigmoid(shared_sum - own_sum)[..., None]
-        output = torch.lerp(own.float(), shared.float(), share).to(query.dtype)
+        output = torch.lerp(own.to(share.dtype), shared.to(share.dtype), share).to(query.dtype)
         log_sum = torch.logaddexp(shared_sum, own_sum)
         ctx.save_for_backward(query, prompt_key, prompt_value, own_key, own_value, output, log_sum)
         ctx.blocks, ctx.scale = blocks, scale

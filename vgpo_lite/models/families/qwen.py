@@ -200,7 +200,8 @@ class QwenFamily:
     def embed(self, model: nn.Module, token_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape hidden"]:
         table = _decoder(model).embed_tokens
         with torch.no_grad():
-            return table(token_ids.to(table.weight.device))
+            # Detached: a hook of `enable_input_require_grads` would make even these require a gradient.
+            return table(token_ids.to(table.weight.device)).detach()
 
 
 def _bare(model: nn.Module) -> nn.Module:

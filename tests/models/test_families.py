@@ -1,0 +1,163 @@
+"""What the engine is told of each family is true of the real architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from tests.small_models import (
+    IMAGE_PAD,
+    MODEL_TYPES,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_PAD,
+    VISION_START,
+    make_prompt,
+    small_model,
+    with_adapters,
+)
+from vgpo_lite.errors import ModelError
+from vgpo_lite.models.families import family_of
+
+PROMPT = make_prompt([(2, 3), (4, 2)], seed=1)
+
+
+@pytest.fixture(params=MODEL_TYPES)
+def model(request):
+    return small_model(request.param)
+
+
+@pytest.fixture
+def family(model):
+    return family_of(model.config)
+
+
+def test_a_foreign_model_is_refused_with_the_families_that_are_known():
+    with pytest.raises(ModelError, match=r"'llava'.*qwen2_5_vl, qwen2_vl, qwen3_vl"):
+        family_of(SimpleNamespace(model_type="llava"))
+
+
+def test_only_the_language_models_projections_are_quantized(model, family):
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    chosen = {name for name in names if should_convert_module(name, family.skip_quantization())}
+    assert chosen == {name for name in names if name.startswith("model.language_model.layers.")}
+    assert len(chosen) == 3 * 7
+
+
+@pytest.mark.parametrize("vision", [False, True])
+def test_adapters_sit_where_they_should(model, family, vision):
+    depth = len(family.vision_layers(model))
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wrapped = with_adapters(model, vision=vision)
+    prefix = "base_model.model."
+    chosen = {
+        name.removeprefix(prefix).removesuffix(".base_layer")
+        for name, module in wrapped.named_modules()
+        if name.endswith(".base_layer")
+    }
+    language = {name for name in linears if name.startswith("model.language_model.layers.")}
+    tower = {name for name in linears if name.startswith("model.visual.blocks.")}
+    assert len(tower) >= 4 * depth
+    assert chosen == (language | tower if vision else language)
+    assert family.trains_vision(wrapped) == vision
+
+
+def test_parts_are_found_bare_and_wrapped(model, family):
+    parts = (
+        family.bare,
+        family.language_model,
+        family.vision_tower,
+        family.lm_head,
+        family.final_norm,
+        family.layers,
+        family.vision_layers,
+    )
+    before = [part(model) for part in parts]
+    wrapped = with_adapters(model)
+    assert all(part(wrapped) is old or part(wrapped) == old for part, old in zip(parts, before, strict=True))
+    assert family.bare(model) is model
+    assert family.capture_layer(model) == 2
+    assert family.shares_prompts(model)
+    assert len(family.layers(model)) == 3
+
+
+@torch.no_grad()
+def test_the_prompts_inputs_give_the_models_own_states_through_its_language_model(model, family):
+    expected = model(
+        input_ids=PROMPT.input_ids[None], mm_token_type_ids=PROMPT.image_mask[None].int(), **PROMPT.vision
+    ).logits
+    model.model.rope_deltas = torch.tensor([[-50]])
+    inputs = family.prompt_inputs(model, PROMPT, family.encode_images(model, PROMPT))
+    states = family.language_model(model)(
+        inputs_embeds=inputs.inputs_embeds, position_ids=inputs.position_ids, **inputs.extras(inputs.length)
+    ).last_hidden_state
+    torch.testing.assert_close(family.lm_head(model)(states), expected)
+
+
+def test_positions_go_on_where_the_prompt_ends(model, family):
+    # 4 text, start, 2 x 3 image (3 wide), end, 5 text, start, 4 x 2 image (4 high), end, 6 text
+    inputs = family.prompt_inputs(model, PROMPT, family.encode_images(model, PROMPT))
+    assert inputs.next_position == 4 + 1 + 3 + 1 + 5 + 1 + 4 + 1 + 6
+    assert inputs.length == PROMPT.input_ids.shape[0] == 4 + 1 + 6 + 1 + 5 + 1 + 8 + 1 + 6
+    assert inputs.position_ids.shape == (3, 1, inputs.length)
+
+
+def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family):
+    features = family.encode_images(model, PROMPT)
+    inputs = family.prompt_inputs(model, PROMPT, features)
+    renamed = replace(PROMPT, input_ids=PROMPT.input_ids.masked_fill(PROMPT.image_mask, 3))
+    assert torch.equal(family.prompt_inputs(model, renamed, features).inputs_embeds, inputs.inputs_embeds)
+    text = make_prompt([], text=(5,))
+    fake = replace(text, input_ids=torch.tensor([1, IMAGE_PAD, VISION_START, VIDEO_PAD, 2]))
+    assert family.encode_images(model, fake) is None
+    plain = family.prompt_inputs(model, fake, None)
+    assert torch.equal(plain.inputs_embeds[0], family.embed(model, fake.input_ids))
+    assert plain.next_position == 5
+    assert plain.extras(9) == {}
+
+
+def test_features_that_do_not_match_the_prompt_are_refused_by_name(model, family):
+    short = replace(PROMPT, input_ids=PROMPT.input_ids[:-12], image_mask=PROMPT.image_mask[:-12])
+    with pytest.raises(ModelError, match=r"hand/1.*14 features.*9 image tokens"):
+        family.encode_images(model, short)
+
+
+def test_a_frozen_tower_leaves_no_graph_and_one_with_adapters_does(model, family):
+    wrapped = with_adapters(model)
+    assert not family.encode_images(wrapped, PROMPT).image_embeds.requires_grad
+    learning = with_adapters(small_model(family.model_type), vision=True)
+    features = family.encode_images(learning, PROMPT)
+    assert features.image_embeds.requires_grad
+    assert all(extra.requires_grad for extra in features.deepstack)
+    with torch.no_grad():
+        assert not family.encode_images(learning, PROMPT).image_embeds.requires_grad
+
+
+def test_only_qwen3_feeds_early_layers_and_never_behind_the_prompt():
+    for model_type, layers in (("qwen2_vl", 0), ("qwen2_5_vl", 0), ("qwen3_vl", 2)):
+        model = small_model(model_type)
+        family = family_of(model.config)
+        features = family.encode_images(model, PROMPT)
+        assert len(features.deepstack) == layers
+        extras = family.prompt_inputs(model, PROMPT, features).extras(40, rows=2)
+        if layers:
+            assert extras["visual_pos_masks"].shape == (2, 40)
+            assert torch.equal(extras["visual_pos_masks"][1, :32], PROMPT.image_mask[:32])
+            assert not extras["visual_pos_masks"][:, PROMPT.image_mask.shape[0] :].any()
+            assert extras["deepstack_visual_embeds"][0].shape == (2 * 14, 64)
+
+
+class _Tokenizer:
+    def get_added_vocab(self):
+        return {"<|vision_pad|>": VISION_PAD, "<|image_pad|>": IMAGE_PAD, "<think>": 7}
+
+
+def test_vision_ids_come_from_the_configuration_and_the_tokenizer(model, family):
+    named = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+    assert family.vision_special_ids(model.config, None) == tuple(sorted(named))
+    assert family.vision_special_ids(model.config, _Tokenizer()) == tuple(sorted((*named, VISION_PAD)))
