@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,8 +125,12 @@ def test_a_recipe_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     path = tmp_path / "my.yaml"
     path.write_text("seed: 1\n")
 
-    def refuse(*_args, **_kwargs):
-        raise PermissionError(13, "Permission denied")
+    read = Path.read_text
+
+    def refuse(file: Path, *args, **kwargs) -> str:
+        if file == path:
+            raise PermissionError(13, "Permission denied")
+        return read(file, *args, **kwargs)
 
     monkeypatch.setattr("pathlib.Path.read_text", refuse)
     assert message(path) == f"{path} cannot be read: Permission denied."

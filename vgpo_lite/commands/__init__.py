@@ -13,8 +13,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What stands after the program's name; None: what this process was started with.
     """
-    # One idle thread spinning beside a busy one makes small steps twenty times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries would fill a log with pieces of lines

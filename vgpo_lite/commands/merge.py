@@ -61,7 +61,7 @@ def _show(report: MergeReport) -> None:
     for note in report.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{report.layers} layers of {report.model_id} changed, stored as {report.dtype}")
-    typer.echo(f"kept of the update after rounding: {100 * report.kept.share:.1f} %")
+    typer.echo(f"rounding changed the update by {100 * report.rounding_error:.2g} % of its norm")
     compared = report.agreement
     if compared is None:
         typer.echo("not compared with the adapter (--no-verify)")
