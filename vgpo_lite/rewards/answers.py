@@ -171,6 +171,18 @@ def exact_number(text: str) -> Number | None:
     return Number(-value if found["sign"] == "-" else value, False)
 
 
+def exact_point(text: str) -> tuple[Number, ...] | None:
+    """Return the two or more numbers of a normalised text in round brackets, or None where it is anything else.
+
+    >>> [str(number.value) for number in exact_point("(1,-2)") or ()]
+    ['1', '-2']
+    """
+    if "," not in text or not (text.startswith("(") and text.endswith(")")) or len(text) > MAX_NUMBER_CHARACTERS:
+        return None
+    numbers = [exact_number(part.strip()) for part in text[1:-1].split(",")]
+    return tuple(number for number in numbers if number) if all(numbers) else None
+
+
 def same_number(gold: Number, answer: Number) -> bool:
     """Say whether two numbers are equal: exactly, or rounded to `FLOAT_DECIMALS` places where one is a decimal."""
     if gold.value == answer.value:
@@ -184,7 +196,8 @@ def quick_verdict(gold: str, answer: str | None) -> bool | None:
     r"""Decide a pair by strings and numbers alone; None where algebra must decide.
 
     In this order: no answer is wrong; equal text is right; overlong text is wrong; equal normalised text is right; two
-    numbers are compared as numbers; a letter of a choice may stand in brackets; words are compared without case.
+    numbers, or two points of numbers, are compared as numbers; a letter of a choice may stand in brackets; words are
+    compared without case.
 
     >>> quick_verdict("4", "4.0"), quick_verdict("4", "5"), quick_verdict("B", "(B)"), quick_verdict("4", "2+2")
     (True, False, True, None)
@@ -203,6 +216,9 @@ def quick_verdict(gold: str, answer: str | None) -> bool | None:
         return same_number(expected_number, given_number)
     if expected == given or (not expected_number and expected.replace(", ", ",") == given.replace(", ", ",")):
         return True
+    expected_point, given_point = exact_point(expected), exact_point(given)
+    if expected_point and given_point:
+        return len(expected_point) == len(given_point) and all(map(same_number, expected_point, given_point))
     expected_choice, given_choice = _CHOICE.fullmatch(expected), _CHOICE.fullmatch(given)
     if expected_choice and given_choice:
         return (expected_choice[1] or expected_choice[2]).lower() == (given_choice[1] or given_choice[2]).lower()

@@ -138,7 +138,7 @@ class GradingServer:
         for number, (gold, answer) in enumerate(pairs):
             if number not in verdicts:
                 connection.ask({"id": number, "gold": gold, "answer": answer})
-        heard = time.monotonic()
+        connection.heard = time.monotonic()
         while not connection.ready or len(verdicts) < len(pairs):
             poll()
             replies = connection.exchange(POLL_SECONDS)
@@ -147,8 +147,7 @@ class GradingServer:
             for reply in replies:
                 verdicts[reply["id"]] = reply["verdict"]
             patience = self.timeout_seconds + STALL_SECONDS if connection.ready else START_SECONDS
-            heard = time.monotonic() if replies else heard
-            if time.monotonic() - heard > patience:
+            if time.monotonic() - connection.heard > patience:
                 return False
         return True
 
@@ -178,6 +177,7 @@ class _Connection:
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
         self.ready = False
+        self.heard = time.monotonic()
         self._unsent = bytearray()
         self._unread = b""
 
@@ -202,6 +202,7 @@ class _Connection:
             return None
         if chunk is None:
             return []
+        self.heard = time.monotonic()
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         messages = [json.loads(line) for line in lines]
         self.ready = self.ready or any("ready" in message for message in messages)

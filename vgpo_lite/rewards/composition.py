@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgpo_lite.errors import ConfigError, RewardError
+from vgpo_lite.errors import RewardError
 from vgpo_lite.rewards.form import format_reward
 from vgpo_lite.rewards.guests import BUILT_IN, GUEST_FAULTS, load_guest
 
@@ -52,11 +52,9 @@ def load_rewards(weights: Mapping[str, float], accuracy: Callable[..., object]) 
         accuracy: What grades answers.
 
     Raises:
-        ConfigError: There is no reward, a name is unknown, a file or function is missing, a file does not load, or a
+        ConfigError: A name is unknown, a file or function is missing, a file does not load, or a
             function is asynchronous. The message has the nearest name.
     """
-    if not weights:
-        raise ConfigError("reward.functions is empty; name at least one reward, such as accuracy: 1.0")
     modules: dict[Path, ModuleType] = {}
     rewards: list[RewardFunction] = []
     for source, weight in weights.items():

@@ -3,13 +3,14 @@
 Run as `python -m vgpo_lite.rewards.server`, never forked from the trainer, so that neither a GPU context nor the user's
 script is in it. It is one thread around one selector. JSON lines come in, `{"id": 7, "gold": "4", "answer": "2+2"}`,
 and go out in the order in which they are decided, `{"id": 7, "verdict": "right"}`; a verdict is right, wrong, late (the
-time ran out) or dead (the worker died). A first line says that it is ready. It ends when its input ends, when it is
+time ran out) or dead (two workers died). A first line says that it is ready. It ends when its input ends, when it is
 told to (`{"stop": true}`) or when its parent is gone, and ignores signals meant for the trainer.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import selectors
@@ -18,7 +19,7 @@ import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vgpo_lite.rewards import symbolic, worker
 
@@ -33,19 +34,38 @@ CHUNK_BYTES = 1 << 16
 
 
 @dataclass(kw_only=True)
+class Pair:
+    """A gold and an answer to compare.
+
+    Attributes:
+        number: The parent's id of it.
+        gold: The gold.
+        answer: The answer.
+        seconds: Time left for it.
+        second_try: Whether a worker already died over it.
+    """
+
+    number: int
+    gold: str
+    answer: str
+    seconds: float
+    second_try: bool = False
+
+
+@dataclass(kw_only=True)
 class Worker:
     """A forked grading process and what it is busy with.
 
     Attributes:
         pid: Its process id.
         channel: The supervisor's end of its socket.
-        task: Id of the pair it grades, None when idle.
-        deadline: Monotonic time at which it is killed, in seconds; infinite when idle.
+        pair: What it grades, None when idle.
+        deadline: Monotonic time at which the pair's time is up, in seconds; infinite when idle.
     """
 
     pid: int
     channel: socket.socket
-    task: int | None = None
+    pair: Pair | None = None
     deadline: float = float("inf")
 
 
@@ -63,7 +83,7 @@ class Supervisor:
     timeout_seconds: float
     parent: int
     workers: dict[int, Worker] = field(default_factory=dict)
-    queue: deque[tuple[int, bytes]] = field(default_factory=deque)
+    queue: deque[Pair] = field(default_factory=deque)
     unread: bytearray = field(default_factory=bytearray)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     running: bool = True
@@ -87,13 +107,15 @@ class Supervisor:
         """Wait for something to happen, and deal with it."""
         self.assign()
         next_deadline = min((process.deadline for process in self.workers.values()), default=float("inf"))
-        for key, _ in self.selector.select(min(max(next_deadline - time.monotonic(), 0), PARENT_POLL_SECONDS)):
+        for key, _ in self.selector.select(
+            min(max(next_deadline + GRACE_SECONDS - time.monotonic(), 0), PARENT_POLL_SECONDS)
+        ):
             if key.data is None:
                 self.read()
             elif key.data in self.workers:
                 self.hear(self.workers[key.data])
         now = time.monotonic()
-        for process in [process for process in self.workers.values() if process.deadline <= now]:
+        for process in [process for process in self.workers.values() if process.deadline + GRACE_SECONDS <= now]:
             self.replace(process)
 
     def read(self) -> None:
@@ -111,24 +133,20 @@ class Supervisor:
                 if message.get("stop"):
                     self.running = False
                     return
-                task = json.dumps([str(message["gold"]), str(message["answer"])]).encode() + b"\n"
-                self.queue.append((int(message["id"]), task))
+                number, gold, answer = int(message["id"]), str(message["gold"]), str(message["answer"])
+                self.queue.append(Pair(number=number, gold=gold, answer=answer, seconds=self.timeout_seconds))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
     def assign(self) -> None:
         """Give each idle worker a pair."""
-        for process in [process for process in self.workers.values() if process.task is None]:
+        for process in [process for process in self.workers.values() if process.pair is None]:
             if not self.queue:
                 return
-            number, task = self.queue[0]
-            try:
-                process.channel.sendall(task)
-            except OSError:  # killed from outside while idle: the pair is not to blame, and goes to its successor
-                self.replace(process)
-                return
-            self.queue.popleft()
-            process.task, process.deadline = number, time.monotonic() + self.timeout_seconds + GRACE_SECONDS
+            pair = process.pair = self.queue.popleft()
+            process.deadline = time.monotonic() + pair.seconds
+            with contextlib.suppress(OSError):  # killed from outside while idle: `hear` notices
+                process.channel.sendall(json.dumps([pair.gold, pair.answer, pair.seconds]).encode() + b"\n")
 
     def hear(self, process: Worker) -> None:
         """Pass on what a worker decided, or that it died."""
@@ -136,21 +154,27 @@ class Supervisor:
             reply = process.channel.recv(CHUNK_BYTES)
         except ConnectionError:
             reply = b""
-        if process.task is None or not reply:
+        if process.pair is None or not reply:
             self.replace(process)
             return
-        self.tell({"id": process.task, "verdict": "right" if reply.startswith(b"true") else "wrong"})
-        process.task, process.deadline = None, float("inf")
+        self.tell({"id": process.pair.number, "verdict": "right" if reply.startswith(b"true") else "wrong"})
+        process.pair, process.deadline = None, float("inf")
         if reply.endswith(worker.FAREWELL + b"\n"):
             self.replace(process)
 
     def replace(self, process: Worker) -> None:
-        """Bury a worker, say what became of its pair, and fork the next."""
-        overdue = process.deadline <= time.monotonic()
+        """Bury a worker and fork the next; a pair that it died over is tried once more in the time that is left.
+
+        Somebody else may have killed it: the system when memory ran out, or an administrator.
+        """
         status = self.bury(process)
-        if process.task is not None:
-            late = overdue or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM)
-            self.tell({"id": process.task, "verdict": "late" if late else "dead"})
+        if process.pair is not None:
+            seconds = process.deadline - time.monotonic()
+            late = seconds <= 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM)
+            if late or process.pair.second_try:
+                self.tell({"id": process.pair.number, "verdict": "late" if late else "dead"})
+            else:
+                self.queue.appendleft(replace(process.pair, seconds=seconds, second_try=True))
         self.fork()
 
     def bury(self, process: Worker) -> int:
@@ -179,7 +203,7 @@ class Supervisor:
             for process in self.workers.values():
                 process.channel.close()
             with channel.makefile("rb") as tasks, channel.makefile("wb") as replies:
-                worker.work(tasks, replies, self.timeout_seconds)
+                worker.work(tasks, replies)
         finally:
             os._exit(0)
 

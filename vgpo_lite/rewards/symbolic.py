@@ -112,6 +112,7 @@ def _gold(text: str) -> list[Parsed]:
     return parse(f"${text}$", extraction_config=configs, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
 
+@lru_cache(maxsize=256)
 def _answer(text: str) -> list[Parsed]:
     """Parse an answer as a whole: no plain number is picked out of text that is no mathematics."""
     return parse(f"${text}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]

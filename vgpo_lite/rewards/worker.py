@@ -24,25 +24,25 @@ MEMORY_BYTES = 2 * 1024**3
 
 RESERVE_SHARE = 0.05
 """Share of an answer's time kept for killing its worker and forking the next, so that a hostile answer costs its time
-and no more: measured 10-60 ms, of 2 s, for a worker that had filled its memory."""
+and no more: measured 10-25 ms each, the share of 2 s being 100 ms."""
 
 ANSWERS_PER_WORKER = 2000
-"""Answers after which a worker retires: the parser's tables and sympy's caches only ever grow."""
+"""Answers after which a worker retires: the parser's tables grow by about 5 kB with each, so by 10 MB in its life."""
 
 FAREWELL = b" bye"
 """Ends the reply of a worker that will not take another pair."""
 
 
-def work(tasks: IO[bytes], replies: IO[bytes], timeout_seconds: float) -> None:
+def work(tasks: IO[bytes], replies: IO[bytes]) -> None:
     """Grade pairs, one JSON line each, until the supervisor hangs up or this process has grown old.
 
-    A task is `[gold, answer]`, a reply `true` or `false`, with a farewell where it is the last. No reply before the end
-    of the stream means that the process died of the answer.
+    A task is `[gold, answer, seconds]`, a reply `true` or `false`, with a farewell where it is the last. No reply
+    before the end of the stream means that the process died over the answer.
     """
     _limit()
     for count, line in enumerate(tasks, start=1):
-        gold, answer = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, timeout_seconds * (1 - RESERVE_SHARE))
+        gold, answer, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds * (1 - RESERVE_SHARE))
         right, healthy = _verdict(gold, answer)
         signal.setitimer(signal.ITIMER_REAL, 0)
         last = count == ANSWERS_PER_WORKER or not healthy

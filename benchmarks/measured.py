@@ -1,0 +1,58 @@
+"""The form in which every benchmark leaves its result: `benchmarks/results/<name>.json`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import operator
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+RELATIONS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
+
+
+def claim(name: str, value: float, relation: str, target: float, unit: str) -> dict[str, object]:
+    """A measured value beside its target; `met` says whether the one keeps the relation to the other."""
+    met = RELATIONS[relation](value, target)
+    return {"name": name, "value": value, "unit": unit, "target": target, "relation": relation, "met": met}
+
+
+def write_result(
+    name: str, *, measurements: dict[str, object], claims: list[dict[str, object]], packages: tuple[str, ...], gpu: str
+) -> Path:
+    """Write a result with the command, commit, date, machine and versions that it was measured with."""
+    folder = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    result = {
+        "command": shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(folder)), *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": psutil.virtual_memory().total,
+            "gpu": gpu,
+        },
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "measurements": measurements,
+        "claims": claims,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
