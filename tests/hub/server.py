@@ -12,13 +12,18 @@ repositories that are missing, private or gated, revisions and files that do not
 from __future__ import annotations
 
 import json
+import socket
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub.repository import Repository, Snapshot, folder_as_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Kind = Literal["models", "datasets"]
 
@@ -40,6 +45,7 @@ class HubServer:
         self.requests: list[str] = []
         self.downloads: list[str] = []
         self.tokens: set[str] = set()
+        self._down: tuple[int | None] | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -74,6 +80,15 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
+
+    @contextmanager
+    def unreachable(self, *, status: int | None = None) -> Iterator[None]:
+        """While the body runs, answer everything with this status, or cut every connection without a word."""
+        self._down = (status,)
+        try:
+            yield
+        finally:
+            self._down = None
 
     def publish(self, kind: Kind, name: str, folder: str | Path, *, revision: str = "main") -> str:
         """Serve a folder under a name and a branch or tag; returns the commit it got, made from the content."""
@@ -183,7 +198,13 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
         def _answer(self, body: bytes) -> None:
+            if hub._down == (None,):
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
             try:
+                if hub._down is not None:
+                    raise RefusalError(hub._down[0] or 500, "", "the stand-in hub is down")
                 self._route(body)
             except RefusalError as refusal:
                 self._send(refusal.status, json.dumps({"error": str(refusal)}).encode(), refusal.headers)

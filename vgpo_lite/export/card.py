@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from vgpo_lite.models.agreement import Agreement
-    from vgpo_lite.models.merging import Kept
 
 Base = Literal["dequantized", "original"]
 
@@ -24,7 +23,7 @@ class MergeReport:
         base: What the adapter was added to: `dequantized` (what it was trained on) or `original`.
         dtype: The format the weights are stored in.
         layers: Layers that changed.
-        kept: What rounding to `dtype` left of the update.
+        rounding_error: What rounding to `dtype` did to the update: norm of the error over norm of the update.
         agreement: How the merged model compares with the adapter; None where it was not verified.
         notes: What the user should know, such as a narrower format that was given up.
     """
@@ -35,7 +34,7 @@ class MergeReport:
     base: Base
     dtype: str
     layers: int
-    kept: Kept
+    rounding_error: float
     agreement: Agreement | None
     notes: tuple[str, ...] = ()
 
@@ -53,8 +52,8 @@ def model_card(report: MergeReport) -> str:
         f"# {Path(report.output).name}",
         f"An adapter trained with vgpo-lite, merged into {into}: `{report.model_id}`{commit}. The base model's licence "
         "applies.",
-        f"- layers changed: {report.layers}\n- stored as: {report.dtype}\n- kept of the update after rounding: "
-        f"{report.kept.share:.1%} (error {report.kept.error:.2g} of its norm)",
+        f"- layers changed: {report.layers}\n- stored as: {report.dtype}\n- error of rounding: "
+        f"{report.rounding_error:.2%} of the update",
     ]
     if report.agreement is None:
         lines.append("The merged model was not compared with the adapter.")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import AutoConfig
 
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ConfigError, MergeError
@@ -18,7 +17,15 @@ from vgpo_lite.export.card import Base, MergeReport, model_card
 from vgpo_lite.export.sources import adapter_folder, read_json, workplace
 from vgpo_lite.models.agreement import Agreement, agreement, probe_logits, probes
 from vgpo_lite.models.hub import model_files
-from vgpo_lite.models.loading import DTYPES, chosen_device, chosen_dtype, load_base, load_processor, plain_generation
+from vgpo_lite.models.loading import (
+    DTYPES,
+    chosen_device,
+    chosen_dtype,
+    load_base,
+    load_processor,
+    model_settings,
+    plain_generation,
+)
 from vgpo_lite.models.lora import TRAINED_WITH
 from vgpo_lite.models.merging import (
     attached,
@@ -36,7 +43,7 @@ from vgpo_lite.storage import storage_errors, sync_folder
 
 if TYPE_CHECKING:
     from vgpo_lite.models.hub import ModelFiles
-    from vgpo_lite.models.merging import AdapterWeights, Kept
+    from vgpo_lite.models.merging import AdapterWeights
 
 StoredAs = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -99,8 +106,8 @@ def merge(
     try:
         for stored in wanted:
             shutil.rmtree(temporary, ignore_errors=True)
-            kept, compared = _attempt(job, temporary, stored)
-            problem = _problem(kept, compared)
+            rounding_error, compared = _attempt(job, temporary, stored)
+            problem = _problem(rounding_error, compared)
             if problem is None:
                 report = MergeReport(
                     output=str(output),
@@ -109,7 +116,7 @@ def merge(
                     base=base,
                     dtype=_name(stored),
                     layers=len(job.adapter.layers),
-                    kept=kept,
+                    rounding_error=rounding_error,
                     agreement=compared,
                     notes=tuple(notes),
                 )
@@ -123,7 +130,7 @@ def merge(
 
 def _job(adapter: AdapterWeights, *, base: Base, verify: bool, device: Literal["auto", "cpu", "cuda"]) -> _Job:
     files = model_files(adapter.base, revision=adapter.revision)
-    settings = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    settings = model_settings(files)
     own = settings.dtype if isinstance(settings.dtype, torch.dtype) else torch.bfloat16
     trained = read_json(adapter.folder / TRAINED_WITH)
     is_stored = stored_quantization(files.config, files.model_id) is not None
@@ -157,7 +164,7 @@ def _formats(job: _Job, wanted: StoredAs) -> list[torch.dtype]:
     return list(dict.fromkeys((job.own, torch.float32)))
 
 
-def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[Kept, Agreement | None]:
+def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agreement | None]:
     """Merge, write, load what was written, and compare."""
     model, family = load_base(job.files, job.settings, device=job.device, dtype=job.loaded)
     model.generation_config = plain_generation(model.generation_config)
@@ -173,16 +180,16 @@ def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[Kept, Agreem
         with adapted.disable_adapter():
             base_logits = probe_logits(adapted, made)
         model = detached(adapted)
-    kept = merge_into(model, job.adapter, stored)
+    rounding_error = merge_into(model, job.adapter, stored)
     with storage_errors(str(folder)):
         save_model(model, folder, stored)
         _copy_companions(job.files.folder, folder)
     del model
     gc.collect()
     if not job.verify:
-        return kept, None
+        return rounding_error, None
     merged = reload(folder, device=job.device, dtype=job.working)
-    return kept, agreement(probe_logits(merged, made), adapter_logits, base_logits)
+    return rounding_error, agreement(probe_logits(merged, made), adapter_logits, base_logits)
 
 
 def _copy_companions(source: Path, target: Path) -> None:
@@ -193,16 +200,16 @@ def _copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _problem(kept: Kept, compared: Agreement | None) -> str | None:
+def _problem(rounding_error: float, compared: Agreement | None) -> str | None:
     """Why a merge would not keep the policy, or None."""
     if compared is None:
-        return f"rounding costs {kept.error:.0%} of the update" if kept.error > TOLERATED else None
+        return f"rounding costs {rounding_error:.0%} of the update" if rounding_error > TOLERATED else None
     if compared.adapter_gap == 0.0:
         return "the adapter changes no logit of the built-in prompts"
     if not compared.merged_gap <= TOLERATED * compared.adapter_gap:
         return (
             f"the largest logit gap between merged and adapter is {compared.merged_gap:.3g}, more than a tenth of the "
-            f"{compared.adapter_gap:.3g} between adapter and base (rounding kept {kept.share:.0%} of the update)"
+            f"{compared.adapter_gap:.3g} between adapter and base (rounding costs {rounding_error:.0%} of the update)"
         )
     return None
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from vgpo_lite.errors import CheckpointError, HardwareError, MergeError
-from vgpo_lite.models.lora import ADAPTER_CONFIG
+from vgpo_lite.models.lora import find_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,24 +22,19 @@ def adapter_folder(source: Path) -> Path:
     """The adapter in a run directory or adapter folder.
 
     Raises:
-        MergeError: The run says that it learned nothing.
+        MergeError: The run learned nothing, or is not finished.
         CheckpointError: There is no adapter.
     """
     status = read_json(source / "status.json")
-    if status.get("updated_steps") == 0 or status.get("useful_groups") == 0:
-        raise MergeError(
-            f"the run in {source} never moved its adapter: there is nothing to merge. See its status.json."
-        )
-    for folder in (source / "adapter", source):
-        if (folder / ADAPTER_CONFIG).is_file():
-            return folder
-    if status:
-        reason = f": {status['reason']}" if "reason" in status else ""
-        raise MergeError(
-            f"the run in {source} is {status.get('state', 'not finished')} and wrote no adapter{reason}. "
-            "Finish it with --resume auto first."
-        )
-    raise CheckpointError(f"{source} is no run directory and no adapter folder: expected {ADAPTER_CONFIG} in it")
+    if status.get("updated_steps") == 0:
+        raise MergeError(f"the run in {source} never moved its adapter: there is nothing to merge.")
+    try:
+        return find_adapter(source)
+    except CheckpointError as error:
+        if not status:
+            raise
+        told = status.get("reason", "finish it first: vgpo-lite train --resume auto")
+        raise MergeError(f"the run in {source} ({status.get('state')}) has written no adapter: {told}") from error
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -6,7 +6,6 @@ number format, the size against the free disk. Only JSON, text and safetensors a
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from dataclasses import dataclass
@@ -76,16 +75,23 @@ def model_files(name: str, *, revision: str | None = None) -> ModelFiles:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _local_files(folder, model_id=str(folder.resolve()))
+    if "/" not in name:
+        raise _no_such(name)
     try:
         return _hub_files(name, revision)
-    except _UNREACHABLE as error:
+    except (*_UNREACHABLE, LocalEntryNotFoundError) as error:
         return _cached_files(name, revision, reason=str(error) or type(error).__name__)
     except HfHubHTTPError as error:
         if error.response.status_code >= 500:
             return _cached_files(name, revision, reason=f"it answers {error.response.status_code}")
         raise _refusal(name, revision, error) from error
     except HFValidationError as error:
-        raise ModelError(f"there is no model {name!r}: it is no preset, folder or hub id.{_meant(name)}") from error
+        raise _no_such(name) from error
+    except OSError as error:
+        raise StorageError(
+            f"{name} cannot be fetched into {constants.HF_HUB_CACHE}: {error.strerror or error}. Free space "
+            "there, or set HF_HOME to another folder."
+        ) from error
 
 
 def _local_files(folder: Path, *, model_id: str, revision: str | None = None) -> ModelFiles:
@@ -153,13 +159,8 @@ def _hub_files(name: str, revision: str | None) -> ModelFiles:
     _check_files(name, list(sizes))
     wanted = {file: size for file, size in sizes.items() if file.endswith(_KEPT_SUFFIXES)}
     _check_space(name, commit, wanted)
-    try:
-        # The branch's name, not its commit: the cache then knows it without the network.
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(f"the disk filled up while {name} was fetched into {constants.HF_HUB_CACHE}") from error
-        raise
+    # The branch's name, not its commit: the cache then knows it without the network.
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
     return _local_files(folder, model_id=name, revision=folder.name)
 
 
@@ -208,6 +209,10 @@ def _refusal(name: str, revision: str | None, error: HfHubHTTPError) -> ModelErr
     if error.response.status_code == 401:
         return ModelError("the hub does not know your token. Log in again with `hf auth login`, or unset HF_TOKEN.")
     return ModelError(f"the hub refuses {name} with status {error.response.status_code}: {error}")
+
+
+def _no_such(name: str) -> ModelError:
+    return ModelError(f"there is no model {name!r}: it is no preset, folder or hub id.{_meant(name)}")
 
 
 def _meant(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from vgpo_lite.errors import HardwareError, ModelError
@@ -14,7 +15,7 @@ from vgpo_lite.models.backends.base import LoadRequest
 from vgpo_lite.models.checkpointing import allow_recomputation
 from vgpo_lite.models.families import family_of
 from vgpo_lite.models.hub import ModelFiles, model_files
-from vgpo_lite.models.lora import add_adapters, continue_adapters
+from vgpo_lite.models.lora import add_adapters, continue_adapters, find_adapter
 from vgpo_lite.models.policy import Policy
 from vgpo_lite.models.quantization import check_precision, stored_quantization
 
@@ -48,7 +49,7 @@ def load_policy(config: RunConfig) -> Policy:
     if config.adapter is None:
         adapted = add_adapters(model, files, family, config.lora, seed=config.seed)
     else:
-        adapted = continue_adapters(model, files, family, config.lora, folder=Path(config.adapter))
+        adapted = continue_adapters(model, files, family, config.lora, folder=find_adapter(Path(config.adapter)))
     if config.gradient_checkpointing:
         allow_recomputation(family.language_model(adapted))
     adapted.train()
@@ -78,10 +79,8 @@ def load_base(
         HardwareError: It does not fit into memory.
     """
     quantization = _wanted_quantization(files, config.quantization)
-    settings = AutoConfig.from_pretrained(
-        files.folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-    )
-    _without_dropout(settings)
+    settings = model_settings(files, trust_remote_code=config.trust_remote_code)
+    settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
         settings.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
     family = family_of(settings)
@@ -111,9 +110,16 @@ def _wanted_quantization(files: ModelFiles, wanted: str) -> Literal["nf4", "stor
     return "stored"
 
 
-def _without_dropout(settings: PretrainedConfig) -> None:
-    """Dropout would make two forwards over the same tokens differ, and the importance ratio with them."""
-    settings.get_text_config().attention_dropout = 0.0
+def model_settings(files: ModelFiles, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration, as transformers reads it.
+
+    Raises:
+        ModelError: transformers cannot make sense of it.
+    """
+    try:
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ModelError(f"{files.model_id}: its config.json cannot be used: {error}") from error
 
 
 def plain_generation(shipped: GenerationConfig | None) -> GenerationConfig:

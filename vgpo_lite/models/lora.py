@@ -94,6 +94,20 @@ def _named(adapted: PeftModel, files: ModelFiles) -> PeftModel:
     return adapted
 
 
+def find_adapter(folder: Path) -> Path:
+    """The adapter's folder: `folder` itself, or the one in a run directory.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    for candidate in (folder / "adapter", folder):
+        if (candidate / ADAPTER_CONFIG).is_file():
+            return candidate
+    raise CheckpointError(
+        f"{folder} holds no adapter: expected a run directory, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+    )
+
+
 def read_adapter_config(folder: Path) -> Mapping[str, Any]:
     """The content of adapter_config.json, if it is that of a plain LoRA adapter.
 
@@ -101,15 +115,15 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
         CheckpointError: It is missing, damaged, or of another form.
     """
     path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder} holds no adapter: expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} in it")
     try:
         config = json.loads(path.read_bytes())
         kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
     if kind != "LORA" or not isinstance(rank, int) or not isinstance(alpha, (int, float)):
         raise CheckpointError(f"{path} is of a {kind} adapter with r {rank}, alpha {alpha}; expected a plain LORA one")
+    if config.get("init_lora_weights", True) not in (True, False, None, "gaussian"):
+        raise CheckpointError(f"{path} changes the base model's weights ({config['init_lora_weights']}); not supported")
     strange = [f"{key}={config[key]!r}" for key, plain in _PLAIN.items() if config.get(key) and config[key] != plain]
     if strange:
         raise CheckpointError(f"{path} sets {', '.join(strange)}; only plain LoRA adapters are supported")

@@ -52,19 +52,6 @@ class AdapterWeights:
     layers: Mapping[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What rounding left of an update, over all layers.
-
-    Attributes:
-        share: The part of the stored change that points along the update: 1 when all of it is there, 0 when none is.
-        error: Norm of what rounding added, over the norm of the update.
-    """
-
-    share: float
-    error: float
-
-
 def read_adapter(folder: Path) -> AdapterWeights:
     """Read a plain LoRA adapter and check that it learned something.
 
@@ -157,7 +144,7 @@ def detached(adapted: PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", cast("LoraModel", adapted.base_model).unload())
 
 
-def merge_into(model: nn.Module, adapter: AdapterWeights, dtype: torch.dtype) -> Kept:
+def merge_into(model: nn.Module, adapter: AdapterWeights, dtype: torch.dtype) -> float:
     """Add the adapter to a bare model's weights and round the sum to `dtype`, layer by layer in float32.
 
     Args:
@@ -166,22 +153,21 @@ def merge_into(model: nn.Module, adapter: AdapterWeights, dtype: torch.dtype) ->
         dtype: The format the model will be stored in.
 
     Returns:
-        What the rounding left of the update.
+        What rounding did to the update: the norm of the error over the norm of the update, over all layers. 0 when the
+        update is kept, 1 when it might as well be gone.
     """
-    along = squared = noise = 0.0
+    squared = noise = 0.0
     with torch.no_grad():
         for name, (a, b) in adapter.layers.items():
             weight = model.get_submodule(name).get_parameter("weight")
             before = weight.float()
             update = adapter.scale * (b.to(before) @ a.to(before))
             stored = (before + update).to(dtype)
-            change = stored.float() - before
-            along += float((change * update).sum(dtype=torch.float64))
             squared += float(update.square().sum(dtype=torch.float64))
-            noise += float((change - update).square().sum(dtype=torch.float64))
+            noise += float((stored.float() - before - update).square().sum(dtype=torch.float64))
             weight.data = stored
     model.to(dtype)
-    return Kept(share=along / squared, error=(noise / squared) ** 0.5)
+    return (noise / squared) ** 0.5
 
 
 def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
