@@ -45,6 +45,12 @@ def test_a_model_alone_is_a_model():
     assert (found.recipe, found.model, found.adapter) == (None, "qwen2-vl-2b", None)
 
 
+def test_a_model_merged_inside_of_a_run_is_a_model_of_its_own(run):
+    (run / "merged").mkdir()
+    found = target(str(run / "merged"), None)
+    assert (found.recipe, found.model, found.adapter) == (None, str(run / "merged"), None)
+
+
 def test_a_run_is_found_from_its_parts_and_from_nowhere_else(run, tmp_path):
     assert run_of(run / "adapter") == run
     assert run_of(run / "checkpoints" / "step-000025") == run

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from vgpo_lite.config.load import load_config, write_config
@@ -145,6 +146,7 @@ def test_two_configs_are_equal_by_their_settings_alone():
     assert RunConfig(seed=3) == RunConfig(seed=3).with_sources({"seed": "here"})
 
 
+@effort(deadline=None)
 @given(st.text())
 def test_any_text_survives_being_written(text):
     import yaml
@@ -152,6 +154,7 @@ def test_any_text_survives_being_written(text):
     assert yaml.safe_load(f"key: {scalar(text)}\n") == {"key": text}
 
 
+@effort(deadline=None)
 @given(st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.booleans(), st.none()))
 def test_any_number_survives_being_written(value):
     from yaml import safe_load

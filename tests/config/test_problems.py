@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from vgpo_lite.config.load import check_recipe, load_config
@@ -70,6 +71,9 @@ def test_all_problems_of_all_layers_are_told_at_once(tmp_path):
         ("data.min_pixels=500000", "data.min_pixels is 500,000, above data.max_pixels, which is 401,408"),
         ("clip_low=1.5", "clip_low is 1.5; it must be below 1"),
         ("report_to=None", "report_to is 'None' (--set report_to=None); expected one of none"),
+        ("model=~nobody/there", "there is no model ~nobody/there (--set model=~nobody/there); expected"),
+        ("model=a\0b", "there is no model a\0b (--set model=a\0b); expected"),
+        ("dataset=./rows", "there is no data set ./rows (--set dataset=./rows); expected"),
         ("model=", "model is null (--set model=); expected text."),
     ],
 )
@@ -202,6 +206,7 @@ def assert_reads_or_refuses(*args, **kwargs) -> None:
         assert told.endswith((".", "?")), told
 
 
+@effort(deadline=None, max_examples=60)
 @given(st.binary(max_size=200))
 def test_no_bytes_of_a_recipe_can_do_worse_than_a_config_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("recipe") / "my.yaml"
@@ -212,11 +217,13 @@ def test_no_bytes_of_a_recipe_can_do_worse_than_a_config_error(tmp_path_factory,
 keys = st.sampled_from(["seed", "focus", "focus.beta", "reward.functions", "model", "dataset", "x", ""])
 
 
+@effort(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(keys, st.text(max_size=20))))
 def test_no_override_can_do_worse_than_a_config_error(pairs):
     assert_reads_or_refuses(overrides=[f"{key}={value}" for key, value in pairs])
 
 
+@effort(deadline=None, max_examples=60)
 @given(st.dictionaries(keys, st.recursive(st.none() | st.text(max_size=9) | st.floats() | st.integers(), st.lists)))
 def test_no_argument_can_do_worse_than_a_config_error(flags):
     assert_reads_or_refuses(**flags)

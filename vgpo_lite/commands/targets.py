@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vgpo_lite.config.problems import nearest
+from vgpo_lite.config.recipes import existing_path
 from vgpo_lite.errors import CheckpointError, ConfigError
 
 ADAPTER_FILE = "adapter_config.json"
@@ -41,7 +42,8 @@ def target(model: str | None, adapter: str | None, recipe: str | None = None) ->
         ConfigError: A path leads nowhere.
         CheckpointError: A folder holds no adapter.
     """
-    run = None if model is None else run_of(Path(model))
+    place = None if model is None else existing_path(model)
+    run = None if place is None else run_of(place)
     if run is not None:
         model, adapter = None, adapter or model
     folder = None if adapter is None else adapter_folder(adapter)
@@ -52,8 +54,13 @@ def target(model: str | None, adapter: str | None, recipe: str | None = None) ->
 
 def run_of(path: Path) -> Path | None:
     """The run directory that a path is, or lies in as its adapter or checkpoint."""
-    places = (path, path.parent, path.parent.parent, path.parent.parent.parent)
-    return next((place for place in places if (place / "config.yaml").is_file() and path.is_dir()), None)
+    path = path.absolute()
+    candidates = [path]
+    if path.name == "adapter":
+        candidates.append(path.parent)
+    if path.parent.name == "checkpoints":
+        candidates.append(path.parent.parent)
+    return next((place for place in candidates if (place / "config.yaml").is_file()), None)
 
 
 def existing_folder(path: str) -> Path:
@@ -62,9 +69,10 @@ def existing_folder(path: str) -> Path:
     Raises:
         ConfigError: There is none; the nearest name beside it is told.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
+    found = existing_path(path)
+    if found is not None and found.is_dir():
+        return found
+    folder = Path(path)
     beside = [str(other) for other in folder.parent.glob("*") if other.is_dir()] if folder.parent.is_dir() else []
     near = nearest(str(folder), beside)
     raise ConfigError(f"there is no folder {path}" + (f"; did you mean {near}?" if near else "."))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vgpo_lite.config.layers import Entries, Layer, read_flags, read_overrides, read_recipe
 from vgpo_lite.config.problems import Problem, from_validation, nearest, raise_if_any
-from vgpo_lite.config.recipes import KINDS, find_recipe, recipe_names, recipe_path
+from vgpo_lite.config.recipes import KINDS, existing_path, find_recipe, recipe_names, recipe_path
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
 from vgpo_lite.config.writing import write_config
@@ -156,7 +156,7 @@ def _preset(key: str, layers: Sequence[Layer]) -> Layer:
     path = recipe_path(kind, name)
     if path is not None:
         return read_recipe(path, f"{KINDS[kind]} recipe {name}")
-    if name == settings()[key].default or Path(name).expanduser().exists() or HUB_ID.fullmatch(name):
+    if name == settings()[key].default or existing_path(name) or HUB_ID.fullmatch(name):
         return Layer()
     source = next((layer.sources[key] for layer in reversed(layers) if key in layer.sources), "default")
     noun = "model" if key == "model" else "data set"

@@ -51,6 +51,15 @@ def description(path: Path) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
+def existing_path(name: str) -> Path | None:
+    """The file or folder that a name stands for; None where there is none, or where no path is written like that."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long; a null byte; the home of nobody
+        return None
+
+
 def find_recipe(name: str, kind: str) -> tuple[Path, str] | Problem:
     """Find what `--recipe` names: a shipped recipe, a file, or a run directory with its config.yaml.
 
@@ -64,15 +73,16 @@ def find_recipe(name: str, kind: str) -> tuple[Path, str] | Problem:
     shipped = recipe_path(kind, name)
     if shipped is not None:
         return shipped, f"{KINDS[kind]} recipe {name}"
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "config.yaml").is_file():
-            return path / "config.yaml", str(Path(name) / "config.yaml")
+    found = existing_path(name)
+    if found is not None and found.is_dir():
+        if (found / "config.yaml").is_file():
+            return found / "config.yaml", str(Path(name) / "config.yaml")
         return Problem(text=f"{name} is a folder without a config.yaml", expected="a recipe or a run directory")
-    if path.exists():
-        return path, name
+    if found is not None:
+        return found, name
+    path = Path(name)
     if path.suffix in SUFFIXES or len(path.parts) > 1:
-        beside = [str(Path(name).with_name(other.name)) for end in SUFFIXES for other in path.parent.glob(f"*{end}")]
+        beside = [str(other) for end in SUFFIXES for other in path.parent.glob(f"*{end}")] if "\0" not in name else []
         return Problem(text=f"there is no recipe file {name}", near=nearest(name, beside))
     return unknown_recipe(name, kind)
 

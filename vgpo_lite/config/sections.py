@@ -160,3 +160,5 @@ class MemoryConfig(Section):
     """Tokens whose logits exist at one time."""
     focus_chunk: Annotated[int, Field(ge=1)] = 256
     """Tokens whose last-layer attention exists at one time."""
+    cpu_threads: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Threads of torch on a CPU; auto: one for models under 50 million parameters, else what torch chooses."""
