@@ -1,6 +1,6 @@
 """How fast answers are graded, what hostile ones cost, and how often the verdict is plain math-verify's.
 
-    python benchmarks/grading.py                 the real thing: 512 hostile answers take 2 s each, shared by the workers
+    python benchmarks/grading.py                 the real thing: 512 hostile answers, each of which takes 2 s
     python benchmarks/grading.py --hostile 16    a quick look, which writes no result
 
 Ordinary batches are drawn from `grading_pairs.json`: 300 pairs of gold and answer, each with what a person says of it.
@@ -30,7 +30,6 @@ HOSTILE_FORMS = (
     lambda number: rf"{number}^{{9^{{9^9}}}}",
     lambda number: "(" * 500 + str(number) + ")" * 500,
     lambda number: rf"(10^{{7}}+{number})!",
-    lambda number: "{" * 700 + str(number) + "}" * 700,
 )
 """Each of them keeps math-verify busy for longer than an answer has."""
 

@@ -86,6 +86,7 @@ RIGHT = [
     ("the red cube", "The red cube"),
     ("(1,2)", r"\left( 1, 2 \right)"),
     ("(1,0.5)", r"(1, \frac{1}{2})"),
+    ("[0,1]", "[0, 1.0]"),
     ("1,2", "2, 1"),
     (r"\{1,2\}", r"\{2,1\}"),
     ("x^2+1", "1+x^2"),
@@ -156,6 +157,10 @@ WRONG = [
     ("the red cube", "the red sphere"),
     ("(1,2)", "(2,1)"),
     ("(1,2)", "(1,2,3)"),
+    ("[0,1]", "[0,2]"),
+    ("[0,1)", "(0,1]"),
+    ("[0,1]", "(0,1)"),
+    ("no", "yes"),
     (r"\{1,2\}", r"\{1,3\}"),
     ("x^2+1", "x^2-1"),
     ("x>3", "x<3"),
@@ -256,7 +261,7 @@ def test_a_point_is_no_number_and_a_number_no_point() -> None:
     point = exact_point("(1,234)")
     assert point is not None
     assert [number.value for number in point] == [1, 234]
-    assert [text for text in ("1,234", "(1)", "(1,x)", "[1,2]", "(1,)") if exact_point(text)] == []
+    assert [text for text in ("1,234", "(1)", "(1,x)", r"\{1,2\}", "(1,)", "(,)") if exact_point(text)] == []
 
 
 def test_an_overlong_answer_is_compared_as_a_string_alone() -> None:

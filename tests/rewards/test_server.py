@@ -410,3 +410,93 @@ def test_the_time_of_an_answer_is_the_settings_default() -> None:
     from vgpo_lite.config.schema import RewardConfig
 
     assert RewardConfig().timeout_seconds == ANSWER_SECONDS
+
+
+STAND_IN = """
+    import os, sys
+    from vgpo_lite.rewards import server, symbolic, worker
+
+    def equivalent(gold, answer):
+        if answer == "hog":
+            return len(bytearray(3 * 1024**3)) > 0
+        if answer == "abort":
+            os.abort()
+        if answer == "abort once" and not os.path.exists({marker!r}):
+            os.mkdir({marker!r})
+            os.abort()
+        if answer == "write":
+            with open({marker!r} + ".txt", "w") as file:
+                file.write("text")
+        if answer == "leave":
+            sys.exit()
+        while answer == "hang":
+            pass
+        if answer == "raise":
+            raise RuntimeError("sympy")
+        return gold == answer
+
+    symbolic.equivalent = equivalent
+    symbolic.WARM_UP = ()
+    worker.ANSWERS_PER_WORKER = 3
+    server.main()
+"""
+
+
+def test_whatever_an_answer_does_to_its_worker_the_next_is_graded(tmp_path: Path) -> None:
+    marker = str(tmp_path / "marker")
+    script = textwrap.dedent(STAND_IN.format(marker=marker))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--workers=1", "--timeout=0.5"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    expected = {
+        "hog": "wrong",
+        "abort": "dead",
+        "abort once": "wrong",
+        "write": "wrong",
+        "leave": "dead",
+        "hang": "late",
+        "raise": "wrong",
+        **{str(number): "right" if number == 4 else "wrong" for number in range(10)},
+    }
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+    (first,) = psutil.Process(process.pid).children()
+    verdicts = {}
+    for number, answer in enumerate(expected):
+        process.stdin.write(json.dumps({"id": number, "gold": "4", "answer": answer}).encode() + b"\n")
+        process.stdin.flush()
+        verdicts[answer] = json.loads(process.stdout.readline())["verdict"]
+    assert verdicts == expected
+    assert os.path.isdir(marker)
+    assert os.path.getsize(marker + ".txt") == 0
+    assert first not in psutil.Process(process.pid).children()
+    process.stdin.write(b'{"stop": true}\n')
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert eventually(gone([first.pid]))
+
+
+def test_a_worker_that_grew_old_is_replaced_without_losing_an_answer() -> None:
+    script = textwrap.dedent(STAND_IN.format(marker="unused"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--workers=2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests = [json.dumps({"id": number, "gold": "4", "answer": str(number % 8)}) for number in range(40)]
+    process.stdin.write("\n".join([*requests, ""]).encode())
+    process.stdin.flush()
+    replies = [json.loads(process.stdout.readline()) for _ in range(41)]
+    assert replies[0] == {"ready": True}
+    verdicts = {reply["id"]: reply["verdict"] for reply in replies[1:]}
+    assert verdicts == {number: "right" if number % 8 == 4 else "wrong" for number in range(40)}
+    process.communicate(timeout=10)
+    assert process.returncode == 0

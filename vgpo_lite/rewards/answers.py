@@ -37,7 +37,8 @@ _RATIO = re.compile(
 )
 _DEGREES = re.compile(r"\^(?:\\circ|\{\\circ\})$")
 _CHOICE = re.compile(r"\(([A-Za-z])\)|([A-Za-z])[.):]?")
-_PROSE = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
+_LETTERS = re.compile(r"[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]{3}")
 
 
 class Number(NamedTuple):
@@ -172,12 +173,14 @@ def exact_number(text: str) -> Number | None:
 
 
 def exact_point(text: str) -> tuple[Number, ...] | None:
-    """Return the two or more numbers of a normalised text in round brackets, or None where it is anything else.
+    """Return the two or more numbers of a normalised text in brackets, or None where it is anything else.
+
+    Brackets are round or square: a point, or an interval.
 
     >>> [str(number.value) for number in exact_point("(1,-2)") or ()]
     ['1', '-2']
     """
-    if "," not in text or not (text.startswith("(") and text.endswith(")")) or len(text) > MAX_NUMBER_CHARACTERS:
+    if "," not in text or text[0] not in "([" or text[-1] not in ")]" or len(text) > MAX_NUMBER_CHARACTERS:
         return None
     numbers = [exact_number(part.strip()) for part in text[1:-1].split(",")]
     return tuple(number for number in numbers if number) if all(numbers) else None
@@ -196,8 +199,8 @@ def quick_verdict(gold: str, answer: str | None) -> bool | None:
     r"""Decide a pair by strings and numbers alone; None where algebra must decide.
 
     In this order: no answer is wrong; equal text is right; overlong text is wrong; equal normalised text is right; two
-    numbers, or two points of numbers, are compared as numbers; a letter of a choice may stand in brackets; words are
-    compared without case.
+    numbers, or two points or intervals of numbers, are compared as numbers; a letter of a choice may stand in brackets;
+    words are compared without case.
 
     >>> quick_verdict("4", "4.0"), quick_verdict("4", "5"), quick_verdict("B", "(B)"), quick_verdict("4", "2+2")
     (True, False, True, None)
@@ -217,11 +220,11 @@ def quick_verdict(gold: str, answer: str | None) -> bool | None:
     if expected == given or (not expected_number and expected.replace(", ", ",") == given.replace(", ", ",")):
         return True
     expected_point, given_point = exact_point(expected), exact_point(given)
-    if expected_point and given_point:
+    if expected_point and given_point and expected[0] + expected[-1] == given[0] + given[-1]:
         return len(expected_point) == len(given_point) and all(map(same_number, expected_point, given_point))
     expected_choice, given_choice = _CHOICE.fullmatch(expected), _CHOICE.fullmatch(given)
     if expected_choice and given_choice:
         return (expected_choice[1] or expected_choice[2]).lower() == (given_choice[1] or given_choice[2]).lower()
-    if _PROSE.fullmatch(expected) and _PROSE.fullmatch(given):
+    if _LETTERS.fullmatch(expected) and _LETTERS.fullmatch(given) and (_WORD.search(expected) or _WORD.search(given)):
         return expected.casefold() == given.casefold()
     return None
