@@ -47,12 +47,13 @@ def test_a_window_comes_back_from_its_tensors() -> None:
         GroupSignals(focus=torch.rand(2, 3), old_logprobs=torch.rand(2, 3), ref_logprobs=None),
         GroupSignals(focus=None, old_logprobs=torch.rand(2, 1), ref_logprobs=torch.rand(2, 1)),
     ]
-    window = Window(sampled=scored, useful=scored, signals=signals, draws=12, updates=1)
+    window = Window(sampled=scored, useful=scored, signals=signals, metrics={"reward/mean": 0.1}, draws=12, updates=1)
     back = restored_window(
         window_tensors(window),
         prompt_at=lambda place: prompt_of(f"row/{place}"),
         text_of=lambda ids: " ".join(str(int(i)) for i in ids),
     )
+    assert back.metrics == {"reward/mean": 0.1}
     assert (back.draws, back.updates, back.token_count, back.completion_count) == (12, 1, 7, 4)
     for left, right in zip(scored, back.useful, strict=True):
         assert left.group.texts == right.group.texts
@@ -115,7 +116,7 @@ def test_early_and_late_focus_are_the_two_halves_of_each_completion() -> None:
 
 def test_rollout_metrics_count_every_sampled_group_and_leave_out_what_no_function_said() -> None:
     sampled = [scored_of([2, 4], [True, False], [0.0, 1.0]), scored_of([1, 1], [True, True], [1.0, 1.0])]
-    metrics = rollout_metrics(Window(sampled=sampled, useful=sampled[:1], signals=(), draws=2))
+    metrics = rollout_metrics(sampled, trained=1)
     assert metrics["reward/mean"] == 0.75
     assert metrics["reward/std"] == 0.25  # (0.5 + 0) / 2
     assert metrics["groups/useful_share"] == 0.5

@@ -12,6 +12,7 @@ model libraries: each name is fetched when it is first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from vgpo_lite.trainer import train as train
 
 __version__ = "0.1.0"
+
+# OpenMP's threads spin while they wait, which on a CPU with anything else to do cost a tiny model 20 times its time. The
+# variable is read when torch is imported, so it is set before; whoever has set it keeps their value.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["__version__", "evaluate", "load_config", "merge", "train"]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
+from typing import Literal
 
 import torch
 
+_SMALL_MODEL = 50_000_000  # parameters; a matrix product of a smaller model takes less than starting a second thread
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
 
 
@@ -25,6 +27,20 @@ def start_peak(device: torch.device) -> None:
     """Begin a new peak on a GPU; on a CPU the process's own high-water mark stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def cpu_threads(wanted: int | Literal["auto"], *, parameters: int) -> int:
+    """Threads torch should use on a CPU.
+
+    Measured: beside one busy process, an NF4 step of a 1.3 M parameter model took 2.3 s on one thread and 43-60 s on two.
+
+    Args:
+        wanted: `memory.cpu_threads`.
+        parameters: Weights of the model.
+    """
+    if wanted != "auto":
+        return wanted
+    return 1 if parameters < _SMALL_MODEL else torch.get_num_threads()
 
 
 def device_in_words(device: torch.device) -> str:

@@ -13,12 +13,12 @@ import torch
 from vgpo_lite.memory import peak_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-    from vgpo_lite.windows import Window
+    from vgpo_lite.windows import ScoredGroup
 
 
 class Tally:
@@ -50,24 +50,24 @@ class Tally:
         return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name] > 0}
 
 
-def rollout_metrics(window: Window) -> dict[str, float]:
-    """What was sampled and earned, over every group of the window, trained on or not."""
-    rewards = [scored.rewards.rewards for scored in window.sampled]
+def rollout_metrics(sampled: Sequence[ScoredGroup], *, trained: int) -> dict[str, float]:
+    """What was sampled and earned, over every group of a window, of which `trained` train."""
+    rewards = [scored.rewards.rewards for scored in sampled]
     everything = torch.cat(rewards)
-    lengths = torch.cat([scored.group.completion_mask.sum(-1).float() for scored in window.sampled])
-    finished = torch.cat([scored.group.finished.float() for scored in window.sampled])
+    lengths = torch.cat([scored.group.completion_mask.sum(-1).float() for scored in sampled])
+    finished = torch.cat([scored.group.finished.float() for scored in sampled])
     metrics = {
         "reward/mean": float(everything.mean()),
         "reward/std": sum(float(values.std(correction=0)) for values in rewards) / len(rewards),
-        "groups/useful_share": len(window.useful) / len(window.sampled),
-        "groups/sampled": float(len(window.sampled)),
-        "groups/trained": float(len(window.useful)),
+        "groups/useful_share": trained / len(sampled),
+        "groups/sampled": float(len(sampled)),
+        "groups/trained": float(trained),
         "completions/mean_length": float(lengths.mean()),
         "completions/truncated_share": float(1 - finished.mean()),
     }
-    names = window.sampled[0].rewards.components
+    names = sampled[0].rewards.components
     for name in names:
-        values = torch.cat([scored.rewards.components[name] for scored in window.sampled])
+        values = torch.cat([scored.rewards.components[name] for scored in sampled])
         mean = float(torch.nanmean(values))
         if math.isfinite(mean):
             metrics[f"reward/{name}"] = mean

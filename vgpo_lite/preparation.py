@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
 from vgpo_lite.data_types import SilentListener
-from vgpo_lite.datasets import open_rows
-from vgpo_lite.datasets.checks import refuse_if_too_bad
+from vgpo_lite.datasets import TOO_LONG, UNGRADABLE, open_rows, refuse_if_too_bad
 from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
+from vgpo_lite.memory import cpu_threads
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import encode_prompt, prompt_lengths
 from vgpo_lite.rewards import Grader
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
-
-UNGRADABLE = "the gold answer does not grade itself"
-TOO_LONG = "the prompt is longer than data.max_prompt_length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +88,8 @@ def open_workbench(
             gradable[name], report = _gradable(rows, grader, report)
         listener.noted(f"loading {config.model}")
         policy = load_policy(config)
+        if policy.device.type == "cpu":
+            torch.set_num_threads(cpu_threads(config.memory.cpu_threads, parameters=policy.parameter_count()))
         stop.poll()
         fitting = {}
         for name, rows in gradable.items():

@@ -72,14 +72,17 @@ def rollouts(run: Run) -> Window:
         looks = [run.bench.engine.look(s.group, keep_graph=False, reference=run.uses_reference) for s in useful]
         signals = [look.signals for look in looks]
     seconds = time.perf_counter() - started
-    return Window(sampled=sampled, useful=useful, signals=signals, draws=draws, rollout_seconds=seconds)
+    metrics = rollout_metrics(sampled, trained=len(useful))
+    return Window(
+        sampled=sampled, useful=useful, signals=signals, metrics=metrics, draws=draws, rollout_seconds=seconds
+    )
 
 
 def step(run: Run, window: Window) -> Window:
     """One optimizer step on a window; returns the window as it stands after it."""
     started, engine, tally = time.perf_counter(), run.bench.engine, Tally()
     number = run.progress.step + 1
-    if number == run.first_step and window.useful:
+    if number == run.first_step and window.useful and window.updates == 0:
         first = window.useful[0].group
         tally.add(check_first_group(engine, run.bench.policy, first, fresh_adapter=run.has_fresh_adapter))
     for index in range(len(window.useful)):
@@ -90,7 +93,7 @@ def step(run: Run, window: Window) -> Window:
     engine.forget()
     run.adapters_moved.after(gradient, learning_rate=learning_rate(number, run.config))
     metrics = {
-        **rollout_metrics(window),
+        **window.metrics,
         **tally.means(),
         "policy/grad_norm": gradient.norm,
         "policy/learning_rate": learning_rate(number, run.config),

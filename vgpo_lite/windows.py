@@ -66,10 +66,11 @@ class Window:
     """Rollouts and how far they have been trained on.
 
     Attributes:
-        sampled: Every group that was sampled, for the records.
+        sampled: Every group that was sampled, for the records of the first update; empty in a resumed window.
         useful: The groups that train.
         signals: What was seen of each useful group before the first of several updates; empty where there is one update
             per rollout, which looks while it updates.
+        metrics: What was sampled and earned, over every sampled group.
         draws: Prompts drawn by the run up to and including this window.
         updates: Optimizer steps taken on it so far.
         rollout_seconds: Time that sampling and grading took.
@@ -78,6 +79,7 @@ class Window:
     sampled: Sequence[ScoredGroup]
     useful: Sequence[ScoredGroup]
     signals: Sequence[GroupSignals]
+    metrics: Mapping[str, float]
     draws: int
     updates: int = 0
     rollout_seconds: float = 0.0
@@ -99,6 +101,7 @@ def window_tensors(window: Window) -> dict[str, Tensor]:
         "draws": torch.tensor(window.draws),
         "updates": torch.tensor(window.updates),
         "places": torch.tensor([scored.place for scored in window.useful]),
+        **{f"metric.{name}": torch.tensor(value, dtype=torch.float64) for name, value in window.metrics.items()},
     }
     for index, (scored, signals) in enumerate(zip(window.useful, window.signals, strict=True)):
         fields = {
@@ -149,9 +152,10 @@ def restored_window(
             )
         )
     return Window(
-        sampled=useful,
+        sampled=(),
         useful=useful,
         signals=signals,
+        metrics={n.removeprefix("metric."): float(v) for n, v in tensors.items() if n.startswith("metric.")},
         draws=int(tensors["draws"]),
         updates=int(tensors["updates"]),
     )

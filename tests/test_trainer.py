@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vgpo_lite.checkpoint import checkpoints
+from vgpo_lite.config.load import load_config
+from vgpo_lite.config.schema import RunConfig
+from vgpo_lite.data_types import RunSummary, SilentListener, StepReport
+from vgpo_lite.errors import (
+    CheckpointError,
+    ConfigError,
+    InterruptedRunError,
+    NonFiniteError,
+    NothingLearnedError,
+    RewardError,
+)
+from vgpo_lite.trainer import train
+
+TIMED = ("time/", "memory/")
+
+
+def config_of(output: Path, **changes: object) -> RunConfig:
+    small: dict[str, object] = {
+        "output": str(output),
+        "max_steps": 4,
+        "num_generations": 4,
+        "prompts_per_step": 2,
+        "learning_rate": 1e-3,
+        "checkpoint": {"every": 2},
+        "eval": {"limit": 0},
+        "data": {"limit": 40},
+        "save_completions_every": 1,
+    }
+    return load_config(**(small | changes))
+
+
+class StopAfter(SilentListener):
+    """Sends this process a signal at a chosen moment."""
+
+    def __init__(self, *, step: int, phase: str | None = None, number: int = signal.SIGINT) -> None:
+        self.step, self.phase, self.number = step, phase, number
+        self.done = 0
+
+    def stepped(self, report: StepReport, seconds_left: float) -> None:
+        self.done = report.step
+        if self.phase is None and report.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        if self.phase == phase and self.done + 1 == self.step:
+            self.phase = "over"
+            os.kill(os.getpid(), self.number)
+
+
+def records(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith((*TIMED, "invariants/"))} for line in lines]
+
+
+def adapter(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert records(left) == records(right)
+    first, second = adapter(left), adapter(right)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for file in (left / "completions").iterdir():
+        assert file.read_bytes() == (right / "completions" / file.name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(config_of(output))
+    return output
+
+
+def test_a_run_writes_what_its_directory_promises(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "events.jsonl",
+        "status.json",
+        "completions",
+        "checkpoints",
+        "adapter",
+    }
+    assert [line["step"] for line in records(undisturbed)] == [1, 2, 3, 4]
+    status = json.loads((undisturbed / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["steps"], status["updated_steps"]) == ("finished", 0, 4, 4)
+    assert [folder.name for folder in checkpoints(undisturbed / "checkpoints")] == ["step-000002", "step-000004"]
+
+
+def test_the_first_update_moves_the_policy_from_a_ratio_of_one(undisturbed: Path) -> None:
+    first = records(undisturbed)[0]
+    assert first["policy/ratio"] == 1.0
+    assert first["policy/clip_share"] == 0.0
+    assert first["policy/grad_norm"] > 0
+    assert 0 < first["focus/mean"] < 1
+    moved = [tensor.abs().max() > 0 for name, tensor in adapter(undisturbed).items() if "lora_B" in name]
+    assert moved
+    assert all(moved)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(undisturbed: Path, tmp_path: Path) -> None:
+    train(config_of(tmp_path / "again"))
+    assert_same_run(undisturbed, tmp_path / "again")
+    train(config_of(tmp_path / "other", seed=1, max_steps=1))
+    assert records(undisturbed)[0] != records(tmp_path / "other")[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"), [(1, None), (3, None), (2, "rollout"), (3, "update")], ids=["1", "3", "decoding", "updating"]
+)
+def test_a_run_that_is_stopped_and_resumed_equals_one_that_never_stopped(
+    undisturbed: Path, tmp_path: Path, step: int, phase: str | None
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(InterruptedRunError) as caught:
+        train(config_of(output), listener=StopAfter(step=step, phase=phase))
+    assert caught.value.exit_code == 130
+    status = json.loads((output / "status.json").read_text())
+    done = step if phase is None else step - 1
+    assert (status["state"], status["exit_code"]) == ("interrupted", 130)
+    assert status["checkpoint"] == f"checkpoints/step-{done:06d}"
+    assert "--resume auto" in status["continue_with"]
+    train(config_of(output), resume="auto")
+    assert_same_run(undisturbed, output)
+
+
+def test_a_window_of_several_updates_can_be_stopped_inside_and_resumed(tmp_path: Path) -> None:
+    several = {"num_iterations": 3, "max_steps": 5, "kl_coefficient": 0.1}
+    train(config_of(tmp_path / "whole", **several))
+    with pytest.raises(InterruptedRunError) as caught:
+        train(config_of(tmp_path / "run", **several), listener=StopAfter(step=4, number=signal.SIGTERM))
+    assert caught.value.exit_code == 143
+    train(config_of(tmp_path / "run", **several), resume="auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    later = records(tmp_path / "whole")[1]
+    assert later["policy/ratio"] != 1.0
+    assert later["policy/kl"] > 0
+
+
+def test_a_finished_run_goes_on_with_more_steps(undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    constant = {"lr_scheduler_type": "constant", "warmup_ratio": 0.0}
+    train(config_of(output, max_steps=2, **constant))
+    train(config_of(output, max_steps=4, **constant), resume="auto")
+    train(config_of(tmp_path / "whole", max_steps=4, **constant))
+    assert_same_run(tmp_path / "whole", output)
+
+
+def test_an_existing_run_is_not_overwritten(undisturbed: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume auto"):
+        train(config_of(undisturbed))
+
+
+def test_a_run_cannot_continue_with_other_settings(undisturbed: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"num_generations was 4 and is now 8") as caught:
+        train(config_of(undisturbed, num_generations=8, max_steps=6), resume="auto")
+    assert caught.value.exit_code == 3
+
+
+def test_a_run_in_which_no_group_is_useful_says_so_and_leaves_no_adapter(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def same(completions, **columns):\n    return [0.5] * len(completions)\n")
+    output = tmp_path / "run"
+    with pytest.raises(NothingLearnedError, match="nothing was learned") as caught:
+        train(config_of(output, max_steps=1, reward={"functions": {f"{rewards}:same": 1.0}}, max_resamples=1))
+    assert caught.value.exit_code == 3
+    assert not (output / "adapter").exists()
+    only = records(output)[0]
+    assert (only["groups/useful_share"], only["groups/sampled"], only["reward/mean"]) == (0.0, 4.0, 0.5)
+    assert json.loads((output / "status.json").read_text())["exit_code"] == 3
+
+
+def test_a_reward_function_that_fails_stops_the_run_before_the_optimizer_step(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def broken(completions, **columns):\n    return [float('nan')] * len(completions)\n")
+    with pytest.raises(RewardError, match="broken"):
+        train(config_of(tmp_path / "run", max_steps=1, reward={"functions": {f"{rewards}:broken": 1.0}}))
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_gradients_that_are_not_finite_move_nothing_and_three_in_a_row_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vgpo_lite.trainer as trainer
+
+    monkeypatch.setattr(trainer, "step_denominator", lambda *args, **kwargs: float("nan"))
+    with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
+        train(config_of(tmp_path / "run", max_steps=5))
+    assert caught.value.exit_code == 5
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    saved = load_file(tmp_path / "run" / status["checkpoint"] / "adapter.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    assert all(not tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("step_skipped") == 3
+
+
+@pytest.mark.parametrize("changes", [{"engine": "batched"}, {"memory": {"rows_per_micro_batch": 3}}], ids=str)
+def test_the_engine_and_its_sizes_decide_no_result(
+    undisturbed: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    train(config_of(tmp_path / "run", **changes))
+    for ours, theirs in zip(records(tmp_path / "run"), records(undisturbed), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "gspo", "cispo"])
+def test_every_objective_trains(tmp_path: Path, loss: str) -> None:
+    summary: RunSummary = train(config_of(tmp_path / "run", loss=loss, max_steps=1, quantization="none"))
+    assert summary.updated_steps == 1
+    assert records(tmp_path / "run")[0]["policy/grad_norm"] > 0
+
+
+def test_completions_cut_at_the_limit_can_be_left_out_of_the_loss(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def length(completions, **columns):\n    return [float(len(text)) for text in completions]\n")
+    cut = {"max_completion_length": 19, "max_steps": 1, "mask_truncated_completions": True, "temperature": 3.0}
+    train(config_of(tmp_path / "run", **cut, reward={"functions": {f"{rewards}:length": 0.01}}))
+    only = records(tmp_path / "run")[0]
+    assert 0 < only["completions/truncated_share"] < 1
+    assert only["policy/grad_norm"] > 0
+
+
+def test_accuracy_is_measured_before_and_after_with_its_interval(tmp_path: Path) -> None:
+    summary = train(config_of(tmp_path / "run", max_steps=1, eval={"limit": 20}))
+    assert summary.before is not None
+    assert summary.after is not None
+    assert summary.before.total == summary.after.total == 20
+    assert summary.before.low < summary.before.share < summary.before.high
