@@ -98,7 +98,7 @@ def test_a_log_gets_plain_lines_and_one_per_step():
         "accuracy before: 48.0 % (96 of 200; 95 % interval 41.2 to 54.9 %)",
         *(
             f"step {step}/40  reward 0.438, useful groups 75 %, length 131, focus early 0.312, late 0.184, "
-            "gradient norm 0.0421, took 12.3 s, left 7:49"
+            "grad norm 0.0421, took 12.3 s, left 7:49"
             for step in (1, 2)
         ),
         "accuracy after: 61.0 % (122 of 200; 95 % interval 54.1 to 67.5 %)",
@@ -128,7 +128,7 @@ def test_a_terminal_gets_the_plan_a_bar_and_a_table():
         "accuracy before: 48.0 % (96 of 200; 95 % interval 41.2 to 54.9 %)",
         "reward 0.438",
         "focus early 0.312",
-        "left 7:49",
+        "2/40 left 7:49  reward 0.438  useful groups 75 %  length 131",
         "rollout",
         "+13.0 points",
         "38 of them updates",

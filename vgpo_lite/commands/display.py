@@ -129,13 +129,14 @@ class TerminalListener:
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
         self._console = console
         self._progress: Progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("[dim]{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
         )
@@ -170,7 +171,8 @@ class TerminalListener:
         self._end_phase()
         parts = step_parts(report.metrics)
         if self._steps is not None:
-            self._progress.update(self._steps, completed=report.step, text=f"left {duration(seconds_left)}")
+            text = "  ".join([f"left {duration(seconds_left)}", *parts])
+            self._progress.update(self._steps, completed=report.step, text=text)
         if report.step == 1 or report.step % self._lines_every == 0:
             self._console.print(f"[bold]step {report.step:>4}[/bold]  [dim]·[/dim]  {_escaped('  '.join(parts))}")
 

@@ -96,7 +96,7 @@ def step_parts(metrics: Mapping[str, float]) -> list[str]:
         ("completions/mean_length", "length", lambda value: f"{value:.0f}"),
         ("focus/early", "focus early", lambda value: f"{value:.3f}"),
         ("focus/late", "late", lambda value: f"{value:.3f}"),
-        ("policy/grad_norm", "gradient norm", lambda value: f"{value:.3g}"),
+        ("policy/grad_norm", "grad norm", lambda value: f"{value:.3g}"),
         ("time/step_seconds", "took", duration),
     )
     return [f"{title} {words(metrics[key])}" for key, title, words in shown if key in metrics]
