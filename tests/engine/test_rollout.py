@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 
 from tests.small_models import (
     EOS,
@@ -19,16 +19,15 @@ from tests.small_models import (
     VISION_PAD,
     VISION_START,
     make_prompt,
-    small_model,
-    small_policy_model,
-    with_adapters,
+    small_policy,
 )
 from vgpo_lite.data_types import Prompt, RolloutGroup, Sampling
 from vgpo_lite.engine import rollout
 from vgpo_lite.engine.batched_rollout import sample_groups_from_copies
 from vgpo_lite.engine.rollout import DecodePlan, DecodeProgress, sample_groups
 from vgpo_lite.models.attention import use_shared_attention
-from vgpo_lite.models.families import family_of
+from vgpo_lite.models.modes import evaluating
+from vgpo_lite.models.policy import Policy
 
 VISION_IDS = (VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD)
 SAMPLING = Sampling(num_generations=4, max_completion_length=20, seed=1)
@@ -42,21 +41,19 @@ PROMPTS = (
 )
 
 
-def make_policy(model_type="qwen2_vl", *, model=None, eos_ids=(EOS,), attention=True):
-    model = model or small_policy_model(model_type)
-    family = family_of(model.get_base_model().config)
-    if attention:
-        use_shared_attention(family.bare(model))
-    return SimpleNamespace(
-        model=model,
-        family=family,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        eos_ids=eos_ids,
-        pad_id=PAD,
-        suppressed_ids=VISION_IDS,
-        text_of=lambda ids: " ".join(map(str, ids.tolist())),
-    )
+class SpokenIds:
+    """A tokenizer whose words are its ids."""
+
+    def decode(self, token_ids: torch.Tensor, **options: bool) -> str:
+        assert options["skip_special_tokens"]
+        return " ".join(str(token) for token in token_ids.tolist())
+
+
+def make_policy(model_type="qwen2_vl", *, eos_ids=(EOS,), quantized=False) -> Policy:
+    """A small policy as a run has it: in training mode, ready to share prompts."""
+    policy = small_policy(model_type, quantized=quantized)
+    use_shared_attention(policy.family.bare(policy.model))
+    return replace(policy, eos_ids=eos_ids, processor=SimpleNamespace(tokenizer=SpokenIds()))
 
 
 def plain_inputs(prompt: Prompt, completion: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -70,14 +67,15 @@ def plain_inputs(prompt: Prompt, completion: torch.Tensor | None = None) -> dict
 
 def generated(policy, prompt: Prompt, tokens: int) -> list[int]:
     """What transformers generates greedily."""
-    ids = policy.model.generate(
-        **plain_inputs(prompt),
-        max_new_tokens=tokens,
-        do_sample=False,
-        suppress_tokens=list(VISION_IDS),
-        eos_token_id=list(policy.eos_ids),
-        pad_token_id=PAD,
-    )
+    with evaluating(policy.model):
+        ids = policy.model.generate(
+            **plain_inputs(prompt),
+            max_new_tokens=tokens,
+            do_sample=False,
+            suppress_tokens=list(VISION_IDS),
+            eos_token_id=list(policy.eos_ids),
+            pad_token_id=PAD,
+        )
     return ids[0, prompt.input_ids.shape[0] :].tolist()
 
 
@@ -111,7 +109,7 @@ def test_greedy_decoding_equals_generate(model_type):
     policy = make_policy(model_type)
     free = [generated(policy, prompt, 24) for prompt in PROMPTS]
     # Ends chosen so that the prompts' completions stop at different times, one of them never.
-    policy.eos_ids = (free[0][4], free[1][11], EOS)
+    policy = replace(policy, eos_ids=(free[0][4], free[1][11], EOS))
     expected = [generated(policy, prompt, 24) for prompt in PROMPTS]
     assert len({len(ids) for ids in expected}) >= 3
     greedy = Sampling(num_generations=2, max_completion_length=24, temperature=0.0)
@@ -283,6 +281,7 @@ def test_what_lies_under_the_padding_is_clean():
 
 def test_a_training_model_under_gradient_checkpointing_decodes_the_same_and_goes_on_training():
     policy = make_policy(eos_ids=MANY_ENDS)
+    policy.model.eval()
     expected = sample_groups(policy, PROMPTS, SAMPLING, places=range(4))
     policy.model.train()
     policy.model.base_model.model.model.visual.eval()
@@ -308,7 +307,6 @@ def count_hooks(model: torch.nn.Module) -> int:
 def test_a_stop_between_two_tokens_leaves_the_model_as_it_was(sample):
     policy = make_policy(eos_ids=MANY_ENDS)
     expected = sample(policy, PROMPTS, SAMPLING, places=range(4))
-    policy.model.train()
     bare = policy.family.bare(policy.model)
     attention = (bare.config.text_config._attn_implementation, bare.config.vision_config._attn_implementation)
     hooks, rope_deltas = count_hooks(policy.model), bare.model.rope_deltas
@@ -367,22 +365,9 @@ def test_kept_features_spare_the_tower():
     assert images == []
 
 
-def in_four_bits(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with the language model's projections in NF4, double quantization included."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear) and "language_model.layers" in name:
-            settings = {"compute_dtype": torch.float32, "quant_type": "nf4", "compress_statistics": True}
-            quantized = Linear4bit(module.in_features, module.out_features, bias=module.bias is not None, **settings)
-            quantized.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
-            quantized.bias = module.bias
-            model.set_submodule(name, quantized.to("cpu"))
-    model.is_loaded_in_4bit = True
-    return model
-
-
 def test_four_bit_weights_decode_as_they_train_and_stay_as_they_are():
-    model = with_adapters(in_four_bits(small_model("qwen2_vl"))).train()
-    policy = make_policy(model=model, eos_ids=MANY_ENDS)
+    policy = make_policy(eos_ids=MANY_ENDS, quantized=True)
+    model = policy.model
     four_bit = [module for module in model.modules() if isinstance(module, Linear4bit)]
     before = [module.weight.clone() for module in four_bit]
     groups = sample_groups(policy, PROMPTS, SAMPLING, places=range(4))

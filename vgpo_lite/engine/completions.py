@@ -73,7 +73,7 @@ class Completions:
         self._ids[rows, token] = ids
         self._logprobs[rows, token] = logprobs
         self._lengths[rows] += alive
-        self._ended[rows] |= ends & alive
+        self._ended[rows] |= ends
         return ids, alive & ~ends
 
     def groups(self, *, with_focus: bool) -> list[RolloutGroup]:

@@ -93,7 +93,7 @@ def sample_groups(
         The groups, in the order of their prompts.
     """
     plan = plan or DecodePlan()
-    together = plan.prompts_per_decode or len(prompts)
+    together = plan.prompts_per_decode or max(len(prompts), 1)
     group_tokens = sampling.num_generations * sampling.max_completion_length
     use_shared_attention(policy.family.bare(policy.model))
     groups: list[RolloutGroup] = []

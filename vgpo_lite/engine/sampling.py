@@ -114,10 +114,10 @@ def sampled_tokens(
     greedy = sampling.temperature == 0
     scores = logits.float() / (1.0 if greedy else sampling.temperature)
     log_total = scores.logsumexp(dim=-1)
-    allowed = scores.index_fill(-1, suppressed_ids, float("-inf"))
+    scores.index_fill_(-1, suppressed_ids, float("-inf"))
     if greedy:
-        tokens = allowed.argmax(dim=-1)
+        tokens = scores.argmax(dim=-1)
     else:
-        nucleus = keep_top_p(keep_top_k(allowed, sampling.top_k), sampling.top_p)
+        nucleus = keep_top_p(keep_top_k(scores, sampling.top_k), sampling.top_p)
         tokens = token_at(nucleus.softmax(dim=-1), uniform)
     return tokens, scores.gather(-1, tokens[:, None]).squeeze(-1) - log_total
