@@ -17,12 +17,12 @@ from vgpo_lite.checkpoint import Checkpoint, checkpoints, load_checkpoint, newes
 from vgpo_lite.config.writing import write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
 from vgpo_lite.engine.optimizer import LossScale, make_optimizer
-from vgpo_lite.errors import CheckpointError, ConfigError, InterruptedRunError, StorageError, VgpoLiteError
+from vgpo_lite.errors import CheckpointError, InterruptedRunError, StorageError, VgpoLiteError
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
-from vgpo_lite.recording import RunLock, RunRecorder, forget_after
+from vgpo_lite.recording import RunLock, RunRecorder, forget_after, refuse_existing_run
 from vgpo_lite.run import Progress, Run, identity
 from vgpo_lite.windows import restored_window
 
@@ -52,8 +52,8 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
     """
     output = Path(config.output_folder)
     listener = SilentListener() if listener is None else listener
-    if resume == "never" and (output / "status.json").exists():
-        raise ConfigError(f"{output} already holds a run. Continue it with --resume auto, or choose another --output.")
+    if resume == "never":
+        refuse_existing_run(output)
     with RunLock(output):
         checkpoint, notes = _found_checkpoint(output, resume)
         forget_after(output, 0 if checkpoint is None else checkpoint.step)

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import GroupRewards, RolloutGroup, StepReport
 
 
+def refuse_existing_run(folder: Path) -> None:
+    """See that a new run does not write over an old one.
+
+    Raises:
+        ConfigError: The folder holds a run.
+    """
+    if (folder / "status.json").exists():
+        raise ConfigError(f"{folder} already holds a run. Continue it with --resume auto, or choose another --output.")
+
+
 class RunLock:
     """Keeps a run directory to one process; the system lets go of it when the process dies, however it dies."""
 

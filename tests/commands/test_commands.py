@@ -115,6 +115,17 @@ def test_resume_takes_auto_never_or_a_folder(cli, stand_in, tmp_path):
     assert train.made[0][1]["resume"] == str(tmp_path)
 
 
+def test_an_existing_run_is_refused_before_anything_is_loaded(cli, stand_in, tmp_path):
+    train = Calls(finished)
+    stand_in("vgpo_lite.trainer", train=train)
+    (tmp_path / "status.json").write_text("{}")
+    shown = cli("train", "-o", str(tmp_path))
+    assert shown.code == 2
+    assert "already holds a run. Continue it with --resume auto, or choose another --output." in shown.err
+    assert train.made == []
+    assert cli("train", "-o", str(tmp_path), "--resume", "auto").code == 0
+
+
 def measured(config, *, listener) -> Accuracy:
     return WITHOUT if config.adapter is None else WITH
 

@@ -54,7 +54,7 @@ def chat(
     sampling = Sampling(
         num_generations=1, max_completion_length=config.max_completion_length, temperature=temperature, seed=seed
     )
-    typer.echo(_answer(config, _sample(question, paths), sampling))
+    typer.echo(_answer(config, _sample(question, paths), sampling).strip())
 
 
 def _sample(question: str, paths: list[Path]) -> Sample:
