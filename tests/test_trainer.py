@@ -227,9 +227,17 @@ def test_every_objective_trains(tmp_path: Path, loss: str) -> None:
 
 def test_completions_cut_at_the_limit_can_be_left_out_of_the_loss(tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
-    rewards.write_text("def length(completions, **columns):\n    return [float(len(text)) for text in completions]\n")
-    cut = {"max_completion_length": 19, "max_steps": 1, "mask_truncated_completions": True, "temperature": 3.0}
-    train(config_of(tmp_path / "run", **cut, reward={"functions": {f"{rewards}:length": 0.01}}))
+    rewards.write_text(
+        "def ones(completions, **columns):\n    return [float(c[0]['content'].count('1')) for c in completions]\n"
+    )
+    cut = {
+        "max_completion_length": 19,
+        "max_steps": 1,
+        "mask_truncated_completions": True,
+        "temperature": 2.0,
+        "num_generations": 8,
+    }
+    train(config_of(tmp_path / "run", **cut, reward={"functions": {f"{rewards}:ones": 0.1}}))
     only = records(tmp_path / "run")[0]
     assert 0 < only["completions/truncated_share"] < 1
     assert only["policy/grad_norm"] > 0
