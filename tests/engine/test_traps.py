@@ -33,6 +33,7 @@ from tests.small_models import (
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.engine import make_engine
 from vgpo_lite.engine.capture import AttentionCapture
+from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.errors import ConfigError
 from vgpo_lite.models.checkpointing import allow_recomputation
 
@@ -162,7 +163,7 @@ def test_the_second_run_of_a_checkpointed_layer_is_not_captured(monkeypatch):
 
     def counted(self, layer, query, key, *, scale):
         see(self, layer, query, key, scale=scale)
-        sights.append((layer, query.requires_grad, self._seen[0].query.requires_grad if self._seen else None))
+        sights.append((layer, len(self._seen), any(seen.query.requires_grad for seen in self._seen)))
 
     monkeypatch.setattr(AttentionCapture, "see", counted)
     policy = small_policy("qwen2_vl")
@@ -171,8 +172,16 @@ def test_the_second_run_of_a_checkpointed_layer_is_not_captured(monkeypatch):
     focus = look.signals.focus.clone()
     engine.update(look, advantages_of(GROUP), PLAIN, denominator=1.0)
     assert sorted(layer for layer, _, _ in sights) == [0, 0, 1, 1, 2, 2]
-    assert all(kept is not True for _, _, kept in sights)
+    assert {(kept, with_graph) for _, kept, with_graph in sights} == {(0, False), (1, False)}
     assert torch.equal(look.signals.focus, focus)
+
+
+def test_keys_and_values_of_a_second_run_are_not_the_graphs_and_not_kept():
+    stage, runs = PromptStage(), [tuple(torch.randn(1, 2, 3, 8) for _ in range(3)) for _ in range(2)]
+    for query, key, value in runs:
+        stage.attend(0, query, key, value, scale=1.0)
+    assert stage.keys_values[0][0] is runs[0][1]
+    assert stage.keys_values[0][1] is runs[0][2]
 
 
 @pytest.mark.parametrize("rows", [None, 2])
