@@ -95,6 +95,19 @@ def test_dapo_of_three_tokens():
     )
 
 
+def test_a_ratio_is_cut_only_on_the_side_its_advantage_pushes_it_to():
+    # ratios 2 2 1/2 1/2 with advantages 1 -1 1 -1: only the first (too likely already) and the last (too unlikely
+    # already) are cut. cispo caps the weight at 1.3 whichever the sign, and counts the first
+    old = torch.tensor([[0.5, 0.5, 2.0, 2.0]], dtype=torch.float64).log()
+    logprobs = torch.zeros(1, 4, dtype=torch.float64)
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    for loss, expected in {"dapo": [1, 1, 2], "cispo": [0, 1, 1]}.items():
+        sums = policy_loss(logprobs, old, advantages, mask, objective=objective_of(loss), denominator=1.0).sums
+        names = ("policy/clip_low_share", "policy/clip_high_share", "policy/clip_share")
+        assert [int(sums[name][0]) for name in names] == expected
+
+
 def test_losses_of_the_same_two_completions_differ_by_what_they_average_over():
     # ratio 1: the loss of a token is -A. A = 1 over 3 tokens and -2 over 1 token: the sum is -3 + 2 = -1
     # dapo -1 / 4; dr_grpo -1 / (2 * 8); grpo and gspo (-1 + 2) / 2 = 1/2; cispo -A log p: log p = -1: (3 - 2) / 4
@@ -129,6 +142,7 @@ def test_any_split_into_micro_batches_gives_the_same_loss_gradient_and_metrics(l
     assert_close(total / count, whole.loss.detach(), FLOAT64)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_order_and_padding_change_nothing(loss):
     step, objective = Step.random(LENGTHS, seed=2), objective_of(loss, kl_coefficient=0.3)
@@ -146,9 +160,10 @@ def test_order_and_padding_change_nothing(loss):
         advantages=more_padding(step.advantages, by=6),
         mask=torch.nn.functional.pad(step.mask, (0, 6)),
     )
-    padded = wide.loss(objective).loss
-    assert_close(padded, expected, FLOAT64)
-    assert_close(gradient(padded, step), slopes, FLOAT64)
+    with torch.autograd.detect_anomaly():  # no nan on the way either
+        padded = wide.loss(objective).loss
+        assert_close(padded, expected, FLOAT64)
+        assert_close(gradient(padded, step), slopes, FLOAT64)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
