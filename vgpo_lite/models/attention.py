@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -112,18 +111,3 @@ def use_shared_attention(model: PreTrainedModel) -> None:
         model: The bare conditional-generation model (`Family.bare` unwraps PEFT's).
     """
     model.set_attn_implementation({"text_config": SHARED_ATTENTION})
-
-
-def causal_attention(
-    query: Float[Tensor, "batch head token dim"],
-    key: Float[Tensor, "batch kv_head token dim"],
-    value: Float[Tensor, "batch kv_head token dim"],
-    *,
-    scale: float,
-) -> Float[Tensor, "batch token head dim"]:
-    """Plain causal attention without padding, key and value heads shared by groups of query heads."""
-    grouped = query.shape[1] != key.shape[1]
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
-    )
-    return attended.transpose(1, 2)
