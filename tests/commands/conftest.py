@@ -22,8 +22,9 @@ class Outcome:
 
 
 @pytest.fixture
-def cli(capsys, monkeypatch) -> Callable[..., Outcome]:
-    """Call the command line; returns its exit code and what it printed."""
+def cli(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
+    """Call the command line in an empty folder; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("VGPO_LITE_DEBUG", raising=False)

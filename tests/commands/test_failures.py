@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import vgpo_lite
 from vgpo_lite import errors
 from vgpo_lite.errors import ConfigError, InterruptedRunError, VgpoLiteError
 
+ROOT = Path(vgpo_lite.__file__).parents[1]
 DELIBERATE = {
     "ConfigError": 2,
     "DataError": 3,
@@ -90,12 +93,9 @@ def test_the_traceback_is_shown_when_asked_for(cli, stand_in, monkeypatch):
     assert shown.err.endswith("error: so it is.\n")
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **environment}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=variables)
 
 
 UNEXPECTED = """
@@ -107,7 +107,7 @@ main(["train", "--quiet"])
 
 
 def test_an_unforeseen_error_is_short_and_leaves_its_traceback_in_a_file(tmp_path):
-    done = run_python(UNEXPECTED, TMPDIR=str(tmp_path), VGPO_LITE_DEBUG="0")
+    done = run_python(UNEXPECTED, tmp_path, VGPO_LITE_DEBUG="0")
     assert done.returncode == 1
     assert done.stderr.startswith("error: KeyError: 'missing'\nThis is a fault in vgpo-lite")
     assert "Traceback" not in done.stderr
@@ -117,7 +117,7 @@ def test_an_unforeseen_error_is_short_and_leaves_its_traceback_in_a_file(tmp_pat
 
 
 def test_an_unforeseen_error_shows_its_traceback_when_asked_for(tmp_path):
-    done = run_python(UNEXPECTED, TMPDIR=str(tmp_path), VGPO_LITE_DEBUG="1")
+    done = run_python(UNEXPECTED, tmp_path, VGPO_LITE_DEBUG="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert not list(tmp_path.iterdir())

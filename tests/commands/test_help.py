@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import vgpo_lite
 
+ROOT = Path(vgpo_lite.__file__).parents[1]
 PATHS = [
     "",
     "train",
@@ -64,14 +66,12 @@ def test_the_python_api_names_its_functions_and_no_others():
 
 @pytest.mark.parametrize("start", [["-m", "vgpo_lite"], ["cli.py"]])
 def test_every_way_to_start_shows_the_version(start):
-    done = subprocess.run([sys.executable, *start, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, *start, "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"vgpo-lite {vgpo_lite.__version__}\n"
 
 
 def test_the_version_is_that_of_the_package():
-    from pathlib import Path
-
-    assert f'version = "{vgpo_lite.__version__}"' in Path("pyproject.toml").read_text()
+    assert f'version = "{vgpo_lite.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_no_arguments_show_help(cli):
