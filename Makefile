@@ -2,7 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 DEFINITION := pyproject.toml constraints.txt
 
 # Idle threads that sleep instead of spinning: on a shared machine small steps are otherwise twenty times slower.
@@ -20,7 +20,8 @@ help:
 	@echo "make clean    remove $(VENV) and caches"
 
 demo: $(VENV)/.installed
-	$(BIN)/vgpo-lite train
+	rm -rf runs/demo
+	$(BIN)/vgpo-lite train --output runs/demo
 
 test: check pytest
 
