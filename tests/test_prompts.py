@@ -18,7 +18,7 @@ from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
 from vgpo_lite.errors import ConfigError, DataError, ModelError, PromptTooLongError
 from vgpo_lite.models.tiny import __path__ as tiny_path
-from vgpo_lite.prompts import INSTRUCTIONS, encode_prompt, image_tokens, prompt_lengths, user_text
+from vgpo_lite.prompts import INSTRUCTIONS, encode_prompt, image_tokens, prompt_lengths, prompts_fit, user_text
 
 if TYPE_CHECKING:
     from vgpo_lite.prompts import Processor
@@ -241,6 +241,9 @@ def test_lengths_without_pixels_equal_those_of_whole_prompts(processor: Any) -> 
     for data in (DataConfig(), DIRECT, DataConfig(prompt_template="Now: {{ question }}")):
         wanted = [len(encode_prompt(row, processor, data).input_ids) for row in rows]
         assert prompt_lengths(map(outline_of, rows), processor, data) == wanted
+        for limit in (min(wanted) - 1, *wanted, 4096):
+            limited = data.model_copy(update={"max_prompt_length": limit})
+            assert prompts_fit(map(outline_of, rows), processor, limited) == [length <= limit for length in wanted]
 
 
 def test_a_prompt_over_the_limit_is_refused_whole(processor: Any) -> None:

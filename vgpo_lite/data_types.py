@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+IMAGE_MARK = "<image>"
+"""Stands in a question where an image belongs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One row of a data set, checked and decoded.

@@ -15,7 +15,7 @@ from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
 from vgpo_lite.memory import cpu_threads
 from vgpo_lite.models import load_policy
-from vgpo_lite.prompts import encode_prompt, prompt_lengths
+from vgpo_lite.prompts import encode_prompt, prompts_fit
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def _gradable(rows: Rows, grader: Grader, report: DataReport) -> tuple[Rows, Dat
 def _fitting(rows: Rows, policy: Policy, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
     """The rows whose prompt is no longer than the budget; nothing is ever cut."""
     outlines = list(rows.outlines())
-    lengths = prompt_lengths(outlines, policy.processor, config.data)
-    return _keep(rows, outlines, [length <= config.data.max_prompt_length for length in lengths], report, TOO_LONG)
+    fitting = prompts_fit(outlines, policy.processor, config.data)
+    return _keep(rows, outlines, fitting, report, TOO_LONG)
 
 
 def _keep(

@@ -12,6 +12,7 @@ from vgpo_lite.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vgpo_lite.data_types import Outline
     from vgpo_lite.datasets.rows import Source
 
 
@@ -26,7 +27,7 @@ def checked_rows(
         progress: Called with rows done and rows in all, now and then.
     """
     total = len(source) if limit is None else min(limit, len(source))
-    kept: list[int] = []
+    kept: dict[int, Outline] = {}
     dropped: dict[str, list[str]] = {}
     examples: dict[str, str] = {}
     content = hashlib.sha256()
@@ -39,12 +40,12 @@ def checked_rows(
             dropped.setdefault(error.reason, []).append(f"{source.name}/{row}")
             examples.setdefault(error.reason, error.detail)
         else:
-            kept.append(row)
+            kept[row] = outline
             content.update(repr((outline.question, outline.image_sizes, outline.answer)).encode())
     report = DataReport(
         kept=len(kept), dropped={reason: tuple(names) for reason, names in dropped.items()}, examples=examples
     )
-    return Rows(source, kept, content=content.hexdigest()), report
+    return Rows(source, list(kept), outlines=kept, content=content.hexdigest()), report
 
 
 def refuse_if_too_bad(report: DataReport, *, max_bad_rows: float, apart: tuple[str, ...] = ()) -> None:

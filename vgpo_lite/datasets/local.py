@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 """Files that make a folder an image folder, as the `datasets` library has them."""
 PARQUET, JSON, CSV = (".parquet",), (".jsonl", ".ndjson", ".json"), (".csv",)
 
+_PARQUET_TAIL_BYTES = 8  # parquet format: a file ends in the length of its footer, 4 bytes, and PAR1
 _SHARD = re.compile(r"[-_.]\d{1,5}([-_]of[-_]\d{1,5})?$")
 
 
@@ -115,7 +117,8 @@ def _nothing_found(path: Path) -> str:
 def _opened(files: Sequence[Path], boundary: Path | None) -> StoredSplit:
     suffixes = {file.suffix for file in files}
     if suffixes <= set(PARQUET):
-        return StoredSplit(table=_parquet(files), folder=None, fingerprint=_content_hash(files))
+        table = _parquet(files)
+        return StoredSplit(table=table, folder=None, fingerprint=_content_hash(files))
     if not suffixes <= set(JSON + CSV):
         raise DataError(f"{files[0]}: expected .parquet, .jsonl, or a folder; mixed formats are not read")
     records = [record for file in files for record in _records(file)]
@@ -178,8 +181,13 @@ def _csv_records(file: Path, text: str) -> list[dict[str, object]]:
 
 
 def _content_hash(files: Sequence[Path]) -> str:
+    """Hash of the bytes of small tables; of parquet its footer, which lists the size and statistics of every chunk."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
+            if file.suffix in PARQUET:
+                stream.seek(-_PARQUET_TAIL_BYTES, os.SEEK_END)
+                footer = int.from_bytes(stream.read(4), "little") + _PARQUET_TAIL_BYTES
+                stream.seek(-footer, os.SEEK_END)
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from vgpo_lite.data_types import IMAGE_MARK
 from vgpo_lite.datasets.refusals import EMPTY_QUESTION, MARKS, VIDEO, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MARK = "<image>"
 VIDEO_MARK = "<video>"
 
 _NUMBERED = re.compile(r"<image[ _-]?([0-9]{1,3})>")
@@ -37,17 +37,17 @@ def place_marks(question: str, images: int) -> tuple[str, tuple[int, ...]]:
     """
     if VIDEO_MARK in question:
         raise RefusalError(VIDEO, "the question has a <video> mark")
-    if not _NUMBERED.sub("", question).replace(MARK, "").strip():
+    if not _NUMBERED.sub("", question).replace(IMAGE_MARK, "").strip():
         raise RefusalError(EMPTY_QUESTION, "the question holds no text")
-    plain = question.count(MARK)
+    plain = question.count(IMAGE_MARK)
     numbers = [int(number) for number in _NUMBERED.findall(question)]
     if plain + len(numbers) == 0:
-        return MARK * images + question, tuple(range(images))
+        return IMAGE_MARK * images + question, tuple(range(images))
     named = sorted(set(numbers))
     if plain == 0 and len(named) == images:
         return _number_by_number(question, named)
     if plain + len(numbers) == images:
-        return _NUMBERED.sub(MARK, question), tuple(range(images))
+        return _NUMBERED.sub(IMAGE_MARK, question), tuple(range(images))
     raise RefusalError(MARKS, f"{plain + len(numbers)} marks for {images} images")
 
 
@@ -59,7 +59,7 @@ def _number_by_number(question: str, named: Sequence[int]) -> tuple[str, tuple[i
         if place in order:
             return f"image {match[1]}"
         order.append(place)
-        return MARK
+        return IMAGE_MARK
 
     return _NUMBERED.sub(mark_or_words, question), tuple(order)
 

@@ -156,13 +156,23 @@ class SampleSource:
 class Rows:
     """Rows that passed the check, in a fixed order. `rows[i]` decodes row i anew each time.
 
+    What the check has read of them is kept: about a kilobyte per row, no pixels.
+
     Attributes:
         name: Data set and split, such as `geo3k/train`.
         indices: Place of each row in its split.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, *, content: str = "") -> None:
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        outlines: Mapping[int, Outline] | None = None,
+        content: str = "",
+    ) -> None:
         self._source = source
+        self._outlines = {} if outlines is None else outlines
         self._content = content
         self.name = source.name
         self.indices = np.asarray(indices, dtype=np.int64)
@@ -171,8 +181,8 @@ class Rows:
     def fingerprint(self) -> str:
         """Hash of the content and of which rows of it these are, in which order; equal on every machine.
 
-        Questions, golds and the sizes of images count, and what names the content; so do the bytes of images in
-        parquet files, not those of files in a folder.
+        Questions, golds and the sizes of images count, and what names the content: commit and split, or the table's
+        files. The pixels of image files beside a table do not.
         """
         digest = hashlib.sha256(f"{self._source.fingerprint}/{self._content}".encode())
         digest.update(self.indices.astype("<i8").tobytes())
@@ -197,17 +207,13 @@ class Rows:
             ) from error
 
     def outline(self, index: int) -> Outline:
-        """Read one row without decoding its images.
+        """One row without its pixels, as the check has found it.
 
         Raises:
-            DataError: The row's file has changed since the check.
             IndexError: There is no such row.
         """
         row = int(self.indices[index])
-        try:
-            return self._source.outline(row)
-        except RefusalError as error:
-            raise DataError(f"{self.name}/{row} cannot be used: {error}; the data set changed under the run") from error
+        return self._outlines[row] if row in self._outlines else self._source.outline(row)
 
     def outlines(self) -> Iterator[Outline]:
         """All rows in order, without decoding their images."""
@@ -216,7 +222,7 @@ class Rows:
     def keep(self, places: Sequence[int] | np.ndarray) -> Rows:
         """These rows alone, by their places here."""
         chosen = self.indices[np.asarray(places, dtype=np.int64)]
-        return Rows(self._source, chosen, content=self._content)
+        return Rows(self._source, chosen, outlines=self._outlines, content=self._content)
 
     def in_private_order(self) -> np.ndarray:
         """The places of these rows in an order that the content alone decides: no seed, no other row.

@@ -1,0 +1,22 @@
+"""Sample -> Prompt: one encoding per prompt, with its images where their marks stand, and nothing ever cut.
+
+The user's turn is encoded as plain text: no spelling of a special token in it becomes one. So `<think>` in an
+instruction is read letter by letter even by a tokenizer that has an untrained token of that name, and `<|image_pad|>`
+in a question never becomes an image token.
+"""
+
+from vgpo_lite.prompts.encode import encode_prompt
+from vgpo_lite.prompts.lengths import prompt_lengths, prompts_fit
+from vgpo_lite.prompts.pieces import image_tokens
+from vgpo_lite.prompts.processor import Processor
+from vgpo_lite.prompts.wording import INSTRUCTIONS, user_text
+
+__all__ = [
+    "INSTRUCTIONS",
+    "Processor",
+    "encode_prompt",
+    "image_tokens",
+    "prompt_lengths",
+    "prompts_fit",
+    "user_text",
+]
