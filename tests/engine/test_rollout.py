@@ -9,6 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from tests.engine.allocations import allocations
 from tests.small_models import (
     EOS,
     IMAGE_PAD,
@@ -152,6 +153,16 @@ def test_a_completion_does_not_depend_on_what_decodes_beside_it():
     assert [rows_of(group) for group in fewer] == [rows_of(group)[:2] for group in together]
     shorter = sample_groups(policy, PROMPTS, replace(SAMPLING, max_completion_length=5), places=range(4))
     assert [rows_of(group) for group in shorter] == [[ids[:5] for ids in rows_of(group)] for group in together]
+
+
+def test_a_model_that_nobody_prepared_is_made_ready():
+    fresh = replace(small_policy("qwen2_vl"), processor=SimpleNamespace(tokenizer=SpokenIds()))
+    expected = sample_groups(make_policy(), PROMPTS, SAMPLING, places=range(4))
+    assert_same(sample_groups(fresh, PROMPTS, SAMPLING, places=range(4)), expected, tolerance=0)
+
+
+def test_no_prompts_give_no_groups():
+    assert sample_groups(make_policy(), [], SAMPLING, places=[]) == []
 
 
 def test_another_place_or_seed_draws_other_completions():
@@ -351,6 +362,31 @@ def test_the_tower_and_the_prompt_run_once_per_prompt():
     assert len(images) == sum(prompt.has_image for prompt in PROMPTS)
     assert tokens[:4] == [(1, prompt.input_ids.shape[0]) for prompt in PROMPTS]
     assert {shape[1] for shape in tokens[4:]} == {1}
+
+
+KEYS_AND_VALUES_OF_A_TOKEN = 3 * 2 * 2 * 16 * 4  # layers, keys and values, key heads, head size, bytes
+
+
+def peak_bytes(policy, sampling: Sampling, sample=sample_groups) -> int:
+    prompt = [make_prompt([(12, 16)], text=(20, 20))]
+    sample(policy, prompt, sampling, places=[0])
+    return allocations(lambda: sample(policy, prompt, sampling, places=[0])).peak
+
+
+def test_a_prompt_is_held_once_whatever_the_size_of_the_group():
+    policy, prompt_tokens = make_policy(), 12 * 16 + 42
+    few, many = (Sampling(num_generations=rows, max_completion_length=4) for rows in (4, 24))
+    expanded = 20 * prompt_tokens * KEYS_AND_VALUES_OF_A_TOKEN
+    assert peak_bytes(policy, many) - peak_bytes(policy, few) < expanded / 4
+    copies = [peak_bytes(policy, sampling, sample_groups_from_copies) for sampling in (few, many)]
+    assert copies[1] - copies[0] > expanded  # what the measure sees where prompts are copied
+
+
+def test_memory_follows_the_completions_and_not_their_limit():
+    policy = make_policy(eos_ids=tuple(range(VISION_START)))  # every token ends its completion
+    short, long = (Sampling(num_generations=4, max_completion_length=tokens) for tokens in (64, 4096))
+    whole = 4 * 4096 * KEYS_AND_VALUES_OF_A_TOKEN
+    assert peak_bytes(policy, long) - peak_bytes(policy, short) < whole / 10
 
 
 def test_kept_features_spare_the_tower():
