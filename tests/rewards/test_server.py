@@ -353,8 +353,11 @@ def test_grading_works_where_the_standard_streams_are_closed(tmp_path: Path) -> 
             os.close(descriptor)
         from vgpo_lite.rewards import accuracy
         rewards = accuracy([r"\\boxed{{2+2}}", r"\\boxed{{2+3}}", r"\\boxed{{4}}"], solution=["4"] * 3)
+        taken = [number for number in os.listdir("/proc/self/fd") if int(number) < 3]
+        pipes = [number for number in taken if os.path.islink("/proc/self/fd/" + number)
+                 and os.readlink("/proc/self/fd/" + number).startswith("pipe:")]
         with open({str(tmp_path / "result")!r}, "w") as file:
-            file.write(repr(rewards))
+            file.write(repr([*rewards, *pipes]))
     """
     assert run(script).wait(timeout=60) == 0
     assert (tmp_path / "result").read_text() == "[1.0, 0.0, 1.0]"
