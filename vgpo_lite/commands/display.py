@@ -18,6 +18,7 @@ from vgpo_lite.commands.words import (
     plan_lines,
     step_parts,
 )
+from vgpo_lite.data_types import SilentListener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,26 +49,11 @@ def watching(*, quiet: bool = False) -> Iterator[Listener]:
         listener.close()
 
 
-class QuietListener:
+class QuietListener(SilentListener):
     """Says nothing until the run is over, and then one line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-
-    def planned(self, plan: RunPlan) -> None:
-        """Say nothing."""
-
-    def progressed(self, phase: str, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def stepped(self, report: StepReport, seconds_left: float) -> None:
-        """Say nothing."""
-
-    def evaluated(self, name: str, accuracy: Accuracy) -> None:
-        """Say nothing."""
-
-    def noted(self, message: str) -> None:
-        """Say nothing."""
 
     def finished(self, summary: RunSummary) -> None:
         """The one line."""
