@@ -9,15 +9,19 @@ Ordinary batches are drawn from `grading_pairs.json`: 300 pairs of gold and answ
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
+import operator
 import os
 import random
 import statistics
 import time
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 from measured import claim, write_result
 
 from vgpo_lite.rewards.client import ANSWER_SECONDS, usable_cores
@@ -25,6 +29,7 @@ from vgpo_lite.rewards.correctness import AnswerGrader
 
 BATCH = 64
 ORDINARY_SECONDS = 0.2
+ROUNDS = 5  # each with a fresh server, which has seen none of the pairs
 HOSTILE = 512
 HOSTILE_FORMS = (
     lambda number: rf"{number}^{{9^{{9^9}}}}",
@@ -40,6 +45,12 @@ def seconds_for(grader: AnswerGrader, pairs: list[tuple[str, str]]) -> tuple[flo
     started = time.perf_counter()
     rewards = grader.correct(texts, [gold for gold, _ in pairs])
     return time.perf_counter() - started, rewards
+
+
+def busy_seconds() -> list[float]:
+    """Processor time so far of this process, the server and each worker."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return [sum(process.cpu_times()[:2]) for process in family]
 
 
 def plain_verdicts(pairs: list[tuple[str, str]]) -> list[bool]:
@@ -59,12 +70,20 @@ def main() -> None:
     rows = json.loads((Path(__file__).parent / "grading_pairs.json").read_text())
     pairs = [(row["gold"], row["answer"]) for row in rows]
     shuffled = random.Random(0).sample(pairs, len(pairs))
-    grader = AnswerGrader(workers=chosen.workers)
-    started = time.perf_counter()
-    grader.warm_up()
-    start_seconds = time.perf_counter() - started
     batches = [shuffled[first : first + BATCH] for first in range(0, len(shuffled) - BATCH + 1, BATCH)]
-    batch_seconds = [seconds_for(grader, batch)[0] for batch in batches]
+    start_seconds, batch_seconds, chain_seconds = [], [], []
+    for _ in range(ROUNDS):
+        with closing(AnswerGrader(workers=chosen.workers)) as fresh:
+            started = time.perf_counter()
+            fresh.warm_up()
+            start_seconds.append(time.perf_counter() - started)
+            before = busy_seconds()
+            batch_seconds.append([seconds_for(fresh, batch)[0] for batch in batches])
+            trainer, server, *workers = map(operator.sub, busy_seconds(), before)
+            chain_seconds.append((trainer + server + max(workers)) / len(batches))
+    load = os.getloadavg()[0]
+    grader = AnswerGrader(workers=chosen.workers)
+    grader.warm_up()
     ours = [bool(reward) for reward in seconds_for(grader, pairs)[1]]
     plain = plain_verdicts(pairs)
     judged = [row["right"] for row in rows]
@@ -75,10 +94,11 @@ def main() -> None:
     allowed = ANSWER_SECONDS * math.ceil(chosen.hostile / chosen.workers) + 1
     measurements = {
         "workers": chosen.workers,
-        "load_average_at_the_end": os.getloadavg()[0],
+        "load_average_beside_the_ordinary_batches": load,
         "start_seconds": start_seconds,
         "ordinary_batch_size": BATCH,
         "ordinary_batch_seconds": batch_seconds,
+        "ordinary_batch_processor_seconds_of_the_longest_chain": chain_seconds,
         "ordinary_batch_seconds_after_the_hostile": after_seconds,
         "hostile_answers": chosen.hostile,
         "hostile_seconds": hostile_seconds,
@@ -93,7 +113,7 @@ def main() -> None:
         ],
     }
     claims = [
-        claim("64 ordinary answers", statistics.median(batch_seconds), "<=", ORDINARY_SECONDS, "s"),
+        claim("64 ordinary answers", statistics.median(itertools.chain(*batch_seconds)), "<=", ORDINARY_SECONDS, "s"),
         claim(f"{chosen.hostile} hostile answers, {chosen.workers} workers", hostile_seconds, "<=", allowed, "s"),
         claim("hostile answers rewarded", sum(map(bool, hostile_rewards)), "==", 0, "answers"),
         claim("verdicts as a person gives them", measurements["right_by_hand"], "==", len(pairs), "of 300"),
