@@ -172,7 +172,7 @@ def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agree
     check_consumed(model, job.adapter)
     made, adapter_logits, base_logits = [], torch.empty(0), torch.empty(0)
     if job.verify:
-        processor = load_processor(job.files)
+        processor = load_processor(job.files, model.config)
         suppressed = family.vision_special_ids(model.config, processor.tokenizer)
         adapted = attached(model, job.adapter)
         made = probes(adapted, processor, suppressed, device=job.device)

@@ -43,7 +43,7 @@ def load_policy(config: RunConfig) -> Policy:
     device = chosen_device(config.device)
     dtype = chosen_dtype(config.dtype, device)
     model, family = load_base(files, config, device=device, dtype=dtype)
-    processor = load_processor(files)
+    processor = load_processor(files, model.config)
     generation = model.generation_config
     model.generation_config = plain_generation(generation)
     if config.adapter is None:
@@ -131,11 +131,15 @@ def plain_generation(shipped: GenerationConfig | None) -> GenerationConfig:
     )
 
 
-def load_processor(files: ModelFiles) -> Any:
+def load_processor(files: ModelFiles, settings: Any) -> Any:
     """The model's own processor, tokenizer and chat template included.
 
+    Args:
+        files: The model's files.
+        settings: The model's configuration.
+
     Raises:
-        ModelError: Its files are missing or damaged, or it has no chat template.
+        ModelError: Its files are missing, damaged or another model's, or it has no chat template.
     """
     try:
         processor = AutoProcessor.from_pretrained(files.folder, local_files_only=True)
@@ -144,6 +148,11 @@ def load_processor(files: ModelFiles) -> Any:
     if not processor.chat_template:
         raise ModelError(
             f"{files.model_id} has no chat template, so no question can be put to it. Choose an Instruct version."
+        )
+    if processor.image_token_id != settings.image_token_id:
+        raise ModelError(
+            f"{files.model_id}: its tokenizer writes an image as token {processor.image_token_id}, the model reads "
+            f"token {settings.image_token_id}: tokenizer.json is missing or another model's. Fetch or copy it again."
         )
     return processor
 

@@ -63,6 +63,13 @@ def stored_quantization(config: Mapping[str, Any], model_id: str) -> Literal["nf
     return "nf4"
 
 
+def widen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put every weight that is not quantized into `dtype`: those of a quantized checkpoint load as they were stored."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.to(dtype)
+
+
 def check_precision(model: nn.Module, family: Family, dtype: torch.dtype, *, quantized: bool, stored: bool) -> None:
     """Look at every module of a loaded model: 4-bit where it should be, 16-bit (or `dtype`) everywhere else.
 

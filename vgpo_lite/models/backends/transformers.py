@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from vgpo_lite.errors import HardwareError, ModelError
-from vgpo_lite.models.quantization import nf4_settings
+from vgpo_lite.models.quantization import nf4_settings, widen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,4 +51,6 @@ class TransformersBackend:
                 f"{files.model_id}: {len(absent)} weights are missing from {files.folder} or have another shape, such "
                 f"as {', '.join(absent[:_SHOWN])}. Fetch or copy it again."
             )
+        if request.quantization == "stored":
+            widen(model, request.dtype)
         return model
