@@ -44,7 +44,9 @@ def run_folder(tmp_path) -> Path:
     folder = tmp_path / "run"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
-    (folder / "config.yaml").write_text("max_completion_length: 33\ndata:\n  prompt_style: direct\n")
+    (folder / "config.yaml").write_text(
+        "max_completion_length: 33\nadapter: an/earlier/one\ndata:\n  prompt_style: direct\n"
+    )
     return folder
 
 

@@ -58,7 +58,10 @@ def test_a_stopped_run_names_the_command_that_continues_it(cli, stand_in, number
     stand_in("vgpo_lite.trainer", train=train_that_raises(InterruptedRunError(number)))
     shown = cli("train", "--resume", "never", "--set", "data.prompt_style=direct", "-o", "a run")
     assert shown.code == 128 + number
-    assert "Continue with: vgpo-lite train --set data.prompt_style=direct -o 'a run' --resume auto" in shown.err
+    assert shown.err == (
+        f"error: stopped by {number.name}. Continue with:\n"
+        "  vgpo-lite train --set data.prompt_style=direct -o 'a run' --resume auto\n"
+    )
 
 
 def test_ctrl_c_outside_of_a_run_ends_with_130(cli, stand_in):

@@ -56,7 +56,6 @@ def failures_told() -> Iterator[None]:
     except KeyboardInterrupt as error:
         _leave(error, "stopped", SIGINT_EXIT_CODE)
     except BrokenPipeError as error:
-        _point_stdout_nowhere()
         raise typer.Exit(SIGPIPE_EXIT_CODE) from error
     except MemoryError as error:
         _leave(error, _out_of_memory("the machine is out of memory"), HardwareError.exit_code)
@@ -112,9 +111,3 @@ def _out_of_memory(what: str) -> str:
 
 def _debugging() -> bool:
     return os.environ.get("VGPO_LITE_DEBUG", "") not in ("", "0")
-
-
-def _point_stdout_nowhere() -> None:
-    """Let nothing complain at exit that stdout's reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())

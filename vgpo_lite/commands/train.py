@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -114,7 +115,8 @@ def train(
         try:
             run(config, listener=listener, resume=resume)
         except InterruptedRunError as error:
-            error.args = (f"{error}, after saving. Continue with: {_continuation()}",)
+            name = signal.Signals(error.signal_number).name
+            error.args = (f"stopped by {name}. Continue with:\n  {_continuation()}",)
             raise
 
 
