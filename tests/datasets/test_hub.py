@@ -71,6 +71,13 @@ def test_evaluation_sets_warn_when_trained_on_and_are_measured_whole(
     assert (len(measured.train), len(measured.held_out)) == (0, 10)
 
 
+def test_the_only_split_of_an_evaluation_set_is_taken_whatever_its_name(hub: HubServer, tmp_path: Path) -> None:
+    hub.publish("datasets", MMK12, write_dataset(tmp_path / "set", MMK12, rows=5))
+    split = opened("mmk12", split="dev")
+    assert split.train[0].sample_id.startswith("mmk12/test/")
+    assert "mmk12 has one split, test; it stands in for dev" in split.notes
+
+
 def test_any_repository_opens_by_its_id_at_its_newest_commit(hub: HubServer, tmp_path: Path) -> None:
     old = publish(hub, tmp_path / "old", "stand-in/numbered", rows=5)
     first = opened("stand-in/numbered")

@@ -102,9 +102,9 @@ def test_a_colour_that_stands_for_transparent_is_white() -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_sixteen_bit_greys_keep_their_range(form: str) -> None:
-    values = np.array([[0, 257 * 64, 257 * 128, 65_535]], np.uint16)
+    values = np.array([[0, 200, 257 * 64, 257 * 128, 65_400, 65_535]], np.uint16)
     pixels = np.asarray(decode_image(encoded(Image.fromarray(values), form)))
-    assert pixels[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert pixels[0, :, 0].tolist() == [0, 1, 64, 128, 254, 255]  # 200 / 257 = 0.78, 65400 / 257 = 254.47
 
 
 def test_big_endian_sixteen_bit_greys_keep_their_range() -> None:

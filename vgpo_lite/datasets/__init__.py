@@ -2,7 +2,6 @@
 
 from vgpo_lite.datasets.checks import refuse_if_too_bad
 from vgpo_lite.datasets.open import open_rows
-from vgpo_lite.datasets.refusals import TOO_LONG, UNGRADABLE
 from vgpo_lite.datasets.rows import DataReport, DataSplit, Rows
 
-__all__ = ["TOO_LONG", "UNGRADABLE", "DataReport", "DataSplit", "Rows", "open_rows", "refuse_if_too_bad"]
+__all__ = ["DataReport", "DataSplit", "Rows", "open_rows", "refuse_if_too_bad"]

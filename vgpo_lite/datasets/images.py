@@ -158,7 +158,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65_535:
             raise RefusalError(UNDECODABLE, f"grey values from {values.min()} to {values.max()}, expected 16 bits")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")  # 257 = 65535 / 255
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # rounded; 257 = 65535 / 255
     if image.mode == "F":
         raise RefusalError(UNDECODABLE, "pixels are floating-point numbers, of which nothing says what white is")
     if image.has_transparency_data:

@@ -107,6 +107,8 @@ class _Reader:
         """What the user should know of the data set before the run."""
         data, name = self.config.data, self.config.dataset
         notes = [f"data: {self.origin.provenance}"]
+        if self.split != data.split:
+            notes.append(f"{name} has one split, {self.split}; it stands in for {data.split}")
         if data.evaluation_only and purpose == "train":
             notes.append(f"{name} is an evaluation set: what trained on it cannot be compared on it any more")
         if not data.columns_verified:

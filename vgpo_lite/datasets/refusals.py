@@ -13,10 +13,6 @@ MISSING_IMAGE = "image file missing"
 NO_GOLD = "no gold"
 EMPTY_QUESTION = "empty question"
 VIDEO = "video"
-TOO_LONG = "prompt too long"
-"""Found after the model's processor is there, by whoever opened both."""
-UNGRADABLE = "gold does not grade itself"
-"""Found by the grader; counted apart from the rows that are bad."""
 
 
 class RefusalError(Exception):
