@@ -1,0 +1,150 @@
+"""TRL's GRPOTrainer on the benchmark's work, with a stopwatch in it."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl.trainer.utils
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl_head import ChunkedHead
+from workload import peak_of, question
+
+from vgpo_lite.models.families import family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from workload import Work
+
+if not torch.cuda.is_available():
+    trl.trainer.utils._ChunkedLogProbFunction = ChunkedHead
+
+WARM, TIMED, RECORDED = 1, 2, 3
+"""The trainer's steps."""
+
+
+class TimedTrainer(GRPOTrainer):
+    """Knows how long sampling and scoring took."""
+
+    clock: Callable[[], float]
+    rollout_seconds = 0.0
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        started = self.clock()
+        outputs = super()._generate_and_score_completions(inputs)
+        self.rollout_seconds = self.clock() - started
+        return outputs
+
+
+class Watch(TrainerCallback):
+    """Times one step and records the allocations of another; keeps the tower out of the backward pass where asked."""
+
+    def __init__(self, trainer: TimedTrainer, *, tower_in_backward: bool) -> None:
+        self._trainer = trainer
+        self._tower_in_backward = tower_in_backward
+        self._started = 0.0
+        self._record: profile | None = None
+        self.result: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
+        """The trainer has enabled gradients of embeddings, those of patches included, for checkpointing."""
+        if not self._tower_in_backward:
+            bare = self._trainer.model.get_base_model()
+            bare.disable_input_require_grads()
+            for module in bare.modules():
+                for key, hook in list(module._forward_hooks.items()):
+                    if "require" in hook.__name__:
+                        del module._forward_hooks[key]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
+        """Start the watch, or the recording."""
+        if state.global_step + 1 == RECORDED:
+            self._record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._record.__enter__()
+        self._started = self._trainer.clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
+        """Read it."""
+        if state.global_step == TIMED:
+            step, rollout = self._trainer.clock() - self._started, self._trainer.rollout_seconds
+            self.result |= {"step": step, "rollout": rollout, "update": step - rollout}
+        if self._record is not None:
+            self._record.__exit__(None, None, None)
+            self.result["memory"] = float(peak_of(self._record))
+            self._record = None
+
+
+def trainer_of(
+    folder: Path, work: Work, *, checkpointing: bool, tower_in_backward: bool, clock: Callable[[], float]
+) -> TimedTrainer:
+    """A trainer for three steps on the benchmark's question, with the settings of vgpo-lite's defaults."""
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    family = family_of(model.config)
+    model.requires_grad_(False)
+    adapted = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=16, target_modules=family.lora_targets(vision=False), lora_dropout=0.0)
+    )
+    processor = AutoProcessor.from_pretrained(folder, padding_side="left")
+    sample = question(work, processor)
+    text = sample.question.removeprefix("<image>")
+    row = {"prompt": [{"role": "user", "content": text}], "images": list(sample.images)}
+    settings = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=RECORDED,
+        per_device_train_batch_size=work.generations,
+        num_generations=work.generations,
+        max_completion_length=work.completion,
+        # No early end, and none of the ids that would make the next forward fail.
+        generation_kwargs={
+            "min_new_tokens": work.completion,
+            "suppress_tokens": list(family.vision_special_ids(model.config, processor.tokenizer)),
+        },
+        temperature=1.0,
+        loss_type="dapo",
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        max_grad_norm=0.1,
+        learning_rate=5e-6,
+        optim="adamw_torch",
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=0,
+    )
+    trainer = TimedTrainer(
+        model=adapted,
+        reward_funcs=alternating,
+        args=settings,
+        train_dataset=Dataset.from_list([row] * RECORDED),
+        processing_class=processor,
+    )
+    trainer.clock = clock
+    trainer.add_callback(Watch(trainer, tower_in_backward=tower_in_backward))
+    return trainer
+
+
+def alternating(completions: list[Any], **_columns: Any) -> list[float]:
+    """Rewards 0, 1, 0, 1: every group trains."""
+    return [float(index % 2) for index in range(len(completions))]
+
+
+def watched_steps(trainer: TimedTrainer) -> dict[str, float]:
+    """Train, and tell what the watch saw."""
+    trainer.train()
+    (watch,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Watch))
+    return watch.result
