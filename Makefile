@@ -16,7 +16,7 @@ help:
 	@echo "make test     every check: format, lint, types, import rules, tests"
 	@echo "make check    the same without the tests"
 	@echo "make fix      format, and mend what the linter can mend"
-	@echo "make docs     write docs/settings.md anew"
+	@echo "make docs     write docs/settings.md and the tables of measured results anew"
 	@echo "make clean    remove $(VENV) and caches"
 
 demo: $(VENV)/.installed
@@ -41,6 +41,7 @@ fix: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m vgpo_lite.config.reference docs/settings.md
+	$(BIN)/python benchmarks/tables.py
 
 install: $(VENV)/.installed
 
