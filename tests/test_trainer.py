@@ -16,6 +16,7 @@ from vgpo_lite.data_types import RunSummary, SilentListener, StepReport
 from vgpo_lite.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     InterruptedRunError,
     NonFiniteError,
     NothingLearnedError,
@@ -249,3 +250,35 @@ def test_accuracy_is_measured_before_and_after_with_its_interval(tmp_path: Path)
     assert summary.after is not None
     assert summary.before.total == summary.after.total == 20
     assert summary.before.low < summary.before.share < summary.before.high
+
+
+def test_a_row_that_is_damaged_behind_its_headers_is_passed_over_and_told(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "data").mkdir()
+    rows = []
+    for row in range(20):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "data" / f"{row}.png")
+        rows.append({"file_name": f"{row}.png", "problem": "How many?", "answer": str(row % 2)})
+    for row in (0, 1, 2):
+        whole = bytearray((tmp_path / "data" / f"{row}.png").read_bytes())
+        whole[200:600] = bytes(400)
+        (tmp_path / "data" / f"{row}.png").write_bytes(whole)
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(
+        "def ones(completions, **c):\n    return [float(c[0]['content'].count('1')) for c in completions]\n"
+    )
+    changes = {"dataset": str(tmp_path / "data"), "reward": {"functions": {f"{rewards}:ones": 1.0}}, "max_steps": 5}
+    data = {"max_bad_rows": 0.2, "prompt_template": "{{ question }}"}
+    train(config_of(tmp_path / "run", **changes, data=data, max_resamples=0, eval={"limit": 0, "held_out": 0}))
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    passed = {event["reason"].split(" ")[0] for event in events if event["kind"] == "row_passed_over"}
+    assert passed
+    assert all(name.rsplit("/", 1)[1] in ("0", "1", "2") for name in passed)
+    with pytest.raises(DataError):
+        train(
+            config_of(
+                tmp_path / "strict", **changes, data=data | {"max_bad_rows": 0.0}, eval={"limit": 0, "held_out": 0}
+            )
+        )

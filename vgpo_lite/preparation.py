@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vgpo_lite.data_types import SilentListener
-from vgpo_lite.datasets import TOO_LONG, UNGRADABLE, open_rows, refuse_if_too_bad
+from vgpo_lite.datasets import open_rows, refuse_if_too_bad
 from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
 from vgpo_lite.memory import cpu_threads
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
+
+UNGRADABLE = "gold does not grade itself"
+TOO_LONG = "prompt longer than data.max_prompt_length"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
 from vgpo_lite.data_types import RunSummary
-from vgpo_lite.errors import NonFiniteError, NothingLearnedError
+from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import peak_bytes
@@ -75,6 +75,7 @@ class Run:
     first_step: int = 1
     adapters_moved: AdaptersMoved = field(init=False)
     step_seconds: list[float] = field(default_factory=list)
+    damaged_rows: set[int] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -103,6 +104,33 @@ class Run:
     def prompt_at(self, place: int) -> Prompt:
         """The prompt of draw `place`."""
         return self.bench.prompt(self.bench.train, self.order.row(place))
+
+    def next_prompts(self, draws: int, count: int) -> tuple[list[int], list[Prompt], int]:
+        """The next prompts after `draws`; a row that turns out damaged behind its headers is told and passed over.
+
+        Returns:
+            Their places, the prompts, and how many have been drawn by then.
+
+        Raises:
+            DataError: More rows are damaged than `data.max_bad_rows` allows.
+        """
+        places: list[int] = []
+        prompts: list[Prompt] = []
+        while len(prompts) < count:
+            try:
+                prompts.append(self.prompt_at(draws))
+                places.append(draws)
+            except DataError as error:
+                self._pass_over(draws, error)
+            draws += 1
+        return places, prompts, draws
+
+    def _pass_over(self, place: int, error: DataError) -> None:
+        self.damaged_rows.add(self.order.row(place))
+        if len(self.damaged_rows) > self.config.data.max_bad_rows * len(self.bench.train):
+            raise error
+        self.recorder.event("row_passed_over", place=place, reason=str(error))
+        self.listener.noted(f"passed over: {error}")
 
     def decoding(self, progress: DecodeProgress) -> None:
         """Between decoding steps: tell who watches, and stop if a signal came."""

@@ -53,10 +53,8 @@ def rollouts(run: Run) -> Window:
     config, started = run.config, time.perf_counter()
     draws, sampled, useful = run.progress.draws, [], []
     for _ in range(1 + config.max_resamples):
-        places = range(draws, draws + config.prompts_per_step - len(useful))
-        draws = places.stop
-        prompts = [run.prompt_at(place) for place in places]
-        groups = run.bench.engine.sample(prompts, config.sampling, places=list(places), on_step=run.decoding)
+        places, prompts, draws = run.next_prompts(draws, config.prompts_per_step - len(useful))
+        groups = run.bench.engine.sample(prompts, config.sampling, places=places, on_step=run.decoding)
         for group, place in zip(groups, places, strict=True):
             rewards = run.bench.grader.grade(group)
             advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
