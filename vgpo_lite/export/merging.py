@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ def _problem(rounding_error: float, compared: Agreement | None) -> str | None:
     """Why a merge would not keep the policy, or None."""
     if compared is None:
         return f"rounding costs {rounding_error:.0%} of the update" if rounding_error > TOLERATED else None
+    if not math.isfinite(compared.adapter_gap):
+        return "logits of the base model or the adapter are not finite"
     if compared.adapter_gap == 0.0:
         return "the adapter changes no logit of the built-in prompts"
     if not compared.merged_gap <= TOLERATED * compared.adapter_gap:

@@ -57,7 +57,8 @@ def read_adapter(folder: Path) -> AdapterWeights:
 
     Raises:
         CheckpointError: It is missing, damaged, or of a form that is no plain LoRA.
-        MergeError: Some of its weights belong to no layer, or every B is zero: it is what it was born as.
+        MergeError: Some of its weights belong to no layer or are not finite, or every B is zero: it is what it was born
+            as.
     """
     config = read_adapter_config(folder)
     try:
@@ -81,6 +82,9 @@ def read_adapter(folder: Path) -> AdapterWeights:
             f"the adapter in {folder} learned nothing: every B is zero, so the merged model would be the base model. "
             "Train until some group of completions tells right from wrong."
         )
+    infinite = [name for name, pair in layers.items() if not all(bool(half.isfinite().all()) for half in pair)]
+    if infinite:
+        raise MergeError(f"the adapter in {folder} holds weights that are not finite, such as those of {infinite[0]}")
     if not config.get("base_model_name_or_path"):
         raise CheckpointError(f"the adapter in {folder} does not say which model it was trained on")
     return AdapterWeights(
