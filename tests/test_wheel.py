@@ -108,3 +108,12 @@ def test_an_installed_wheel_is_the_one_that_runs(installed, tmp_path):
     file, recipes = call(installed, tmp_path, "python", "-c", code).split()
     assert Path(file).is_relative_to(installed.resolve()) or Path(file).is_relative_to(installed)
     assert Path(recipes) == Path(file).parent / "recipes"
+
+
+def test_an_installed_wheel_trains_its_own_model_with_its_own_recipes(installed, tmp_path):
+    sizes = ["prompts_per_step=2", "data.limit=8", "eval.limit=2", "max_completion_length=24"]
+    settings = [word for size in sizes for word in ("--set", size)]
+    told = call(installed, tmp_path, "vgpo-lite", "train", "--max-steps", "2", "-o", "run", "--quiet", *settings)
+    assert told.startswith("run: 2 steps, ")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "model: tiny " in (tmp_path / "run" / "config.yaml").read_text()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenMP's threads spin while they wait, which on a CPU with anything else to do cost a tiny model 20 times its time. The
-# variable is read when torch is imported, so it is set before; whoever has set it keeps their value.
+# OpenMP's threads spin while they wait, which on a CPU with anything else to do cost a tiny model 20 times its time.
+# The variable is read when torch is imported, so it is set before; whoever has set it keeps their value.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["__version__", "evaluate", "load_config", "merge", "train"]

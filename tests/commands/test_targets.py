@@ -31,9 +31,19 @@ def test_a_run_in_the_place_of_an_adapter_brings_settings_too(run, part):
     assert (found.recipe, found.model, found.adapter) == (str(run / "config.yaml"), None, str(run / "adapter"))
 
 
-def test_a_model_named_beside_an_adapter_keeps_its_own_settings(run):
+def test_an_adapter_keeps_its_run_s_settings_where_the_model_is_named_beside_it(run):
     found = target("qwen2-vl-2b", str(run))
-    assert (found.recipe, found.model, found.adapter) == (None, "qwen2-vl-2b", str(run / "adapter"))
+    assert (found.recipe, found.model, found.adapter) == (
+        str(run / "config.yaml"),
+        "qwen2-vl-2b",
+        str(run / "adapter"),
+    )
+
+
+def test_an_adapter_from_elsewhere_brings_no_settings(run, tmp_path):
+    (run / "adapter").rename(tmp_path / "downloaded")
+    found = target("qwen2-vl-2b", str(tmp_path / "downloaded"))
+    assert (found.recipe, found.model, found.adapter) == (None, "qwen2-vl-2b", str(tmp_path / "downloaded"))
 
 
 def test_a_recipe_of_the_user_counts_instead_of_the_run_s(run):

@@ -31,7 +31,8 @@ class Target:
 def target(model: str | None, adapter: str | None, recipe: str | None = None) -> Target:
     """Sort out which model, adapter and settings are meant.
 
-    A run directory, in the place of a model or of an adapter, stands for its own model, settings and adapter.
+    A run directory, in the place of a model or of an adapter, stands for its own model, settings and adapter; an
+    adapter is asked the way it was trained also where the model is named beside it.
 
     Args:
         model: Preset, hub id, folder of a model, or run directory; None: the recipe's or the default.
@@ -47,7 +48,7 @@ def target(model: str | None, adapter: str | None, recipe: str | None = None) ->
     if run is not None:
         model, adapter = None, adapter or model
     folder = None if adapter is None else adapter_folder(adapter)
-    if run is None and folder is not None and model is None:
+    if run is None and folder is not None:
         run = run_of(Path(folder))
     return Target(recipe=recipe or (None if run is None else str(run / "config.yaml")), model=model, adapter=folder)
 
