@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 def refuse_existing_run(folder: Path) -> None:
-    """See that a new run does not write over an old one.
+    """See that a new run does not write over an old one; one that failed before its first checkpoint left nothing.
 
     Raises:
         ConfigError: The folder holds a run.
     """
-    if (folder / "status.json").exists():
+    if (folder / "adapter").exists() or any((folder / "checkpoints").glob("step-*")):
         raise ConfigError(f"{folder} already holds a run. Continue it with --resume auto, or choose another --output.")
 
 

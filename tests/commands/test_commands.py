@@ -121,6 +121,9 @@ def test_an_existing_run_is_refused_before_anything_is_loaded(cli, stand_in, tmp
     train = Calls(finished)
     stand_in("vgpo_lite.trainer", train=train)
     (tmp_path / "status.json").write_text("{}")
+    assert cli("train", "-o", str(tmp_path)).code == 0  # what failed before its first checkpoint is begun anew
+    train.made.clear()
+    (tmp_path / "checkpoints" / "step-000000").mkdir(parents=True)
     shown = cli("train", "-o", str(tmp_path))
     assert shown.code == 2
     assert "already holds a run. Continue it with --resume auto, or choose another --output." in shown.err
