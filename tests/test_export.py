@@ -57,6 +57,10 @@ def trained(published: None, tmp_path: Path) -> Callable[..., tuple[Policy, Path
     return train
 
 
+def _loaded(folder: Path) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder)
+
+
 def _encoded(processor: Any) -> Any:
     content = [{"type": "image", "image": picture(3)}, {"type": "text", "text": "How many red squares are there?"}]
     return processor.apply_chat_template(
@@ -92,7 +96,8 @@ def test_a_merged_folder_says_what_the_policy_says_in_plain_transformers(trained
 def test_a_merged_folder_answers_in_a_pipeline(trained, tmp_path: Path) -> None:
     _, adapter = trained(size=LARGE, model=QWEN2_VL)
     merge(adapter, tmp_path / "merged", verify=False)
-    answer = pipeline("image-text-to-text", model=str(tmp_path / "merged"))(
+    answer_about: Any = pipeline("image-text-to-text", model=str(tmp_path / "merged"))
+    answer = answer_about(
         text=[{"role": "user", "content": [{"type": "image", "image": picture(2)}, {"type": "text", "text": "Hi"}]}],
         max_new_tokens=4,
         return_full_text=False,
@@ -204,14 +209,14 @@ def test_dequantized_is_what_was_trained_and_original_is_not(trained, tmp_path: 
 
 
 def test_an_update_that_bfloat16_rounds_away_is_kept_in_float32_and_the_card_says_why(trained, tmp_path: Path) -> None:
-    policy, adapter = trained(size=SMALL, model=QWEN2_VL)
+    _, adapter = trained(size=SMALL, model=QWEN2_VL)
     report = merge(adapter, tmp_path / "merged")
     assert report.dtype == "float32"
     assert report.rounding_error < 0.01
     assert "bfloat16 was given up: the largest logit gap" in report.notes[0]
     assert report.notes[0] in (tmp_path / "merged" / "README.md").read_text()
     assert merge(adapter, tmp_path / "unverified", verify=False).dtype == "float32"
-    with pytest.raises(MergeError, match="would not keep the policy. bfloat16 was given up: the largest logit gap"):
+    with pytest.raises(MergeError, match=r"would not keep the policy\. bfloat16 was given up: the largest logit gap"):
         merge(adapter, tmp_path / "narrow", dtype="bfloat16")
     with pytest.raises(MergeError, match=r"rounding costs [0-9]+% of the update"):
         merge(adapter, tmp_path / "narrow", dtype="bfloat16", verify=False)
@@ -306,7 +311,7 @@ def _spoil(adapter: Path, how: str) -> None:
         ("strange", r"leave out 1 weights .*: base_model\.model\.lm_head\.weight"),
         ("homeless", r"leave out 1 weights .*layers\.9\.self_attn\.k_proj"),
         ("shape", r"leave out 1 weights .*layers\.0\.self_attn\.k_proj"),
-        ("nan", "the largest logit gap between merged and adapter is inf"),
+        ("nan", r"not finite, such as those of .*k_proj"),
         ("nameless", "does not say which model"),
     ],
 )
