@@ -282,3 +282,51 @@ def test_a_row_that_is_damaged_behind_its_headers_is_passed_over_and_told(tmp_pa
                 tmp_path / "strict", **changes, data=data | {"max_bad_rows": 0.0}, eval={"limit": 0, "held_out": 0}
             )
         )
+
+
+def test_a_tracker_mirrors_the_metrics_and_the_card_tells_what_was_trained(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "run"
+    summary = train(config_of(output, max_steps=2, report_to="tensorboard", eval={"limit": 10}))
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    mirrored = [event.value for event in events.Scalars("reward/mean")]
+    assert mirrored == pytest.approx([line["reward/mean"] for line in records(output)])
+    card = (output / "README.md").read_text()
+    assert summary.after is not None
+    assert f"{summary.after.share:.1%} of 10" in card
+    assert "arXiv 2604.09349" in card
+
+
+def test_a_tracker_that_fails_is_told_of_and_never_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    class Heard(SilentListener):
+        notes: tuple[str, ...] = ()
+
+        def noted(self, message: str) -> None:
+            self.notes = (*self.notes, message)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to the tracker")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", fail)
+    heard = Heard()
+    summary = train(config_of(tmp_path / "run", max_steps=2, report_to="tensorboard"), listener=heard)
+    assert summary.updated_steps == 2
+    assert [note for note in heard.notes if "no route to the tracker" in note] == [
+        "tensorboard failed and is left alone from here on: no route to the tracker"
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'vgpo-lite\[wandb\]'"):
+        train(config_of(tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.checkpoint import Checkpoint, checkpoints, load_checkpoint, newest_checkpoint, restore_generators, sweep
-from vgpo_lite.config.writing import write_config
+from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
 from vgpo_lite.engine.optimizer import LossScale, make_optimizer
 from vgpo_lite.errors import CheckpointError, InterruptedRunError, StorageError, VgpoLiteError
@@ -24,6 +24,7 @@ from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
 from vgpo_lite.recording import RunLock, RunRecorder, forget_after, refuse_existing_run
 from vgpo_lite.run import Progress, Run, identity
+from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
     listener = SilentListener() if listener is None else listener
     if resume == "never":
         refuse_existing_run(output)
+    check_tracker(config.report_to)
     with RunLock(output):
         checkpoint, notes = _found_checkpoint(output, resume)
         forget_after(output, 0 if checkpoint is None else checkpoint.step)
@@ -74,6 +76,8 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
             recorder.status("crashed", exit_code=1, reason=f"{type(error).__name__}: {error}", **_continuation(output))
             raise
         finally:
+            if run is not None:
+                run.tracker.close()
             recorder.close()
 
 
@@ -104,6 +108,12 @@ def _begun(
         optimizer=optimizer,
         loss_scale=LossScale(enabled=bench.policy.dtype == torch.float16),
         order=PromptOrder(seed=bench.config.seed, rows=len(bench.train)),
+        tracker=Tracker(
+            bench.config.report_to,
+            folder=output,
+            settings=flat_values(bench.config),
+            on_failure=listener.noted,
+        ),
     )
     if checkpoint is not None:
         _restore(run, checkpoint)

@@ -32,7 +32,8 @@ def start_peak(device: torch.device) -> None:
 def cpu_threads(wanted: int | Literal["auto"], *, parameters: int) -> int:
     """Threads torch should use on a CPU.
 
-    Measured: beside one busy process, an NF4 step of a 1.3 M parameter model took 2.3 s on one thread and 43-60 s on two.
+    Measured beside one busy process: an NF4 step of a model of 1.3 million parameters took 2.3 s on one thread, 43-60 s
+    on two.
 
     Args:
         wanted: `memory.cpu_threads`.

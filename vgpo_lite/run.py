@@ -11,13 +11,15 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from vgpo_lite.card import run_card
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
 from vgpo_lite.data_types import RunSummary
 from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.invariants import AdaptersMoved
-from vgpo_lite.memory import peak_bytes
+from vgpo_lite.memory import device_in_words, peak_bytes
 from vgpo_lite.models.lora import adapter_state, save_adapter
+from vgpo_lite.storage import replace_file
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from vgpo_lite.ordering import PromptOrder
     from vgpo_lite.preparation import Workbench
     from vgpo_lite.recording import RunRecorder
+    from vgpo_lite.tracking import Tracker
     from vgpo_lite.windows import Window
 
 _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
@@ -70,6 +73,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale
     order: PromptOrder
+    tracker: Tracker
     progress: Progress = field(default_factory=Progress)
     pending: Window | None = None
     first_step: int = 1
@@ -163,6 +167,7 @@ class Run:
         after = replace(window, updates=window.updates + 1)
         self.pending = None if over else after
         self.recorder.step(report)
+        self.tracker.log(report.step, report.metrics)
         if report.step % self.config.save_completions_every == 0 and window.updates == 0:
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
@@ -254,7 +259,11 @@ class Run:
                 "learned and no adapter is written. Check the answers in completions/, ask easier questions, or raise "
                 "num_generations or temperature."
             )
-        save_adapter(self.bench.policy, self.output / "adapter")
+        policy = self.bench.policy
+        save_adapter(policy, self.output / "adapter")
+        device = device_in_words(policy.device)
+        card = run_card(self.config, policy, summary, data=self.bench.train.fingerprint, device=device)
+        replace_file(self.output / "README.md", card.encode())
         facts = {key: value for key, value in asdict(summary).items() if key != "output"}
         self.recorder.event("finished", **facts)
         self.recorder.status("finished", exit_code=0, **facts)
