@@ -160,6 +160,8 @@ def test_a_folder_says_what_is_missing_from_it(tmp_path: Path, published) -> Non
     shutil.copytree(published[QWEN2_VL], folder)
     assert model_files(str(folder)).model_id == str(folder)
     assert model_files(str(folder)).revision is None
+    with pytest.raises(ModelError, match=r"revision is 'v1', but .* comes from no hub"):
+        model_files(str(folder), revision="v1")
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match=r"incomplete: model-00002-of-00003\.safetensors is missing"):
         model_files(str(folder))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,10 @@ from vgpo_lite.config.schema import LoraSettings, RunConfig
 from vgpo_lite.errors import HardwareError, ModelError
 from vgpo_lite.models import load_policy
 from vgpo_lite.models.backends import backend_named
-from vgpo_lite.models.loading import chosen_device, chosen_dtype, end_ids
+from vgpo_lite.models.backends.base import LoadRequest
+from vgpo_lite.models.families import family_of
+from vgpo_lite.models.hub import model_files
+from vgpo_lite.models.loading import chosen_device, chosen_dtype, end_ids, model_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,6 +200,50 @@ def test_16_bits_are_bfloat16_where_the_card_has_it_and_float16_where_not(
     else:
         with pytest.raises(HardwareError, match="this card only emulates it"):
             chosen_dtype("bfloat16", card)
+
+
+def _request(name: str, folder: Path, quantization: Any) -> LoadRequest:
+    files = model_files(str(folder))
+    settings = model_settings(files)
+    return LoadRequest(
+        files=files,
+        family=family_of(settings),
+        config=settings,
+        quantization=quantization,
+        dtype=torch.bfloat16,
+        device=torch.device(name),
+        trust_remote_code=False,
+    )
+
+
+def test_unsloth_is_asked_for_a_vision_model_and_says_what_it_lacks(published, monkeypatch) -> None:
+    """No card here: a stand-in for the library records what it is asked."""
+    folder = published[QWEN2_VL]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    with pytest.raises(HardwareError, match=r"Unsloth cannot be imported .*vgpo-lite\[unsloth\]"):
+        backend_named("unsloth").load(_request("cuda", folder, "nf4"))
+    asked = {}
+
+    class FastVisionModel:
+        @staticmethod
+        def from_pretrained(name: str, **settings: object) -> tuple[str, str]:
+            asked.update(settings, name=name)
+            return "a model", "a processor"
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastVisionModel=FastVisionModel))
+    assert backend_named("unsloth").load(_request("cuda", folder, "nf4")) == "a model"
+    assert asked == {
+        "name": str(folder),
+        "load_in_4bit": True,
+        "dtype": torch.bfloat16,
+        "use_gradient_checkpointing": False,
+        "trust_remote_code": False,
+    }
+    with pytest.raises(ModelError, match="backend=unsloth quantizes 16-bit checkpoints itself"):
+        backend_named("unsloth").load(_request("cuda", folder, "stored"))
+    with pytest.raises(HardwareError, match="needs a CUDA card"):
+        backend_named("unsloth").load(_request("cpu", folder, "nf4"))
 
 
 def test_a_backend_is_imported_when_it_is_chosen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -133,6 +134,20 @@ def test_a_checkpoint_stored_with_some_layers_in_16_bits_loads_as_it_is(stored_i
     folder = stored_in_nf4(QWEN2_VL, ["model.visual", "lm_head", "model.language_model.layers.0.mlp"])
     policy = load_policy(RunConfig(model=str(folder)))
     assert sum(type(module) is Linear4bit for module in _linears(policy).values()) == 18
+
+
+@pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
+@pytest.mark.parametrize("listed", [["visual", "lm_head"], ["lm_head"], None])
+def test_a_checkpoint_whose_list_of_wide_layers_means_nothing_today_loads_by_its_tensors(
+    stored_in_nf4, name: str, listed: list[str] | None
+) -> None:
+    folder = stored_in_nf4(name, ["model.visual", "lm_head", "model.language_model.layers.1.self_attn"])
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["llm_int8_skip_modules"] = listed
+    path.write_text(json.dumps(config))
+    policy = load_policy(RunConfig(model=str(folder)))
+    assert sum(type(module) is Linear4bit for module in _linears(policy).values()) == 21 - 4
 
 
 def test_a_checkpoint_stored_with_a_blind_tower_is_refused(stored_in_nf4) -> None:

@@ -70,9 +70,11 @@ def model_files(name: str, *, revision: str | None = None) -> ModelFiles:
         ModelError: There is no such model, the hub refuses or cannot be reached, or it is no model this project trains.
         StorageError: The download does not fit on the disk.
     """
+    folder = Path(name).expanduser()
+    if revision is not None and (name == TINY or folder.is_dir()):
+        raise ModelError(f"revision is {revision!r}, but {name} comes from no hub. Unset revision.")
     if name == TINY:
         return _local_files(TINY_FOLDER, model_id=TINY)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return _local_files(folder, model_id=str(folder.resolve()))
     if "/" not in name:

@@ -17,7 +17,7 @@ from vgpo_lite.models.families import family_of
 from vgpo_lite.models.hub import ModelFiles, model_files
 from vgpo_lite.models.lora import add_adapters, continue_adapters, find_adapter
 from vgpo_lite.models.policy import Policy
-from vgpo_lite.models.quantization import check_precision, stored_quantization
+from vgpo_lite.models.quantization import check_precision, stored_in_16_bits, stored_quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -82,7 +82,10 @@ def load_base(
     settings = model_settings(files, trust_remote_code=config.trust_remote_code)
     settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
-        settings.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+        settings.quantization_config |= {
+            "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+            "llm_int8_skip_modules": stored_in_16_bits(files.folder),
+        }
     family = family_of(settings)
     request = LoadRequest(
         files=files,

@@ -6,11 +6,13 @@ skip really did is only known afterwards: so the types of the modules decide.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
+from safetensors import safe_open
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -18,12 +20,14 @@ from vgpo_lite.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from jaxtyping import Float
     from torch import Tensor
 
     from vgpo_lite.models.families import Family
 
+_SCALES = ".weight.quant_state.bitsandbytes__nf4"
 _SHOWN = 3  # module names in a message
 
 
@@ -68,6 +72,21 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point() and not isinstance(parameter, Params4bit):
             parameter.data = parameter.data.to(dtype)
+
+
+def stored_in_16_bits(folder: Path) -> list[str]:
+    """Names of the layers that a quantized checkpoint kept as they were, as far as releases of transformers agree.
+
+    The checkpoint's own list of them is no guide: what its entries match has changed between releases, and so have the
+    names of modules. Its tensors tell: a 4-bit weight comes with its scales. Names start at the tower or at `layers`.
+    """
+    names: set[str] = set()
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            names.update(file.keys())
+    in_4bit = {name.removesuffix(_SCALES) for name in names if name.endswith(_SCALES)}
+    plain = {"lm_head"} | {name.removesuffix(".weight") for name in names if name.endswith(".weight")}  # tied: unstored
+    return sorted(re.sub(r"^.*?(?=visual\.|layers\.)", "", name) for name in plain - in_4bit)
 
 
 def check_precision(model: nn.Module, family: Family, dtype: torch.dtype, *, quantized: bool, stored: bool) -> None:
