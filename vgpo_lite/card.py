@@ -39,11 +39,14 @@ def run_card(config: RunConfig, policy: Policy, summary: RunSummary, *, data: st
         "held-out accuracy after": _accuracy(summary.after),
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
+    base, imported = f'"{policy.model_id}"', ""
+    if policy.model_id == "tiny":
+        base, imported = "TINY_PATH", "\nfrom vgpo_lite.models.tiny import TINY_PATH\n"
     use = (
         "```bash\nvgpo-lite merge path/to/this/run --output merged\n```\n\n"
         "gives a folder for plain transformers; `adapter/` is a PEFT adapter:\n\n"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
-        f'base = AutoModelForImageTextToText.from_pretrained("{policy.model_id}")\n'
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n"
+        f"{imported}\nbase = AutoModelForImageTextToText.from_pretrained({base})\n"
         'model = PeftModel.from_pretrained(base, "path/to/this/run/adapter")\n```'
     )
     parts = [

@@ -168,7 +168,8 @@ class Run:
         self.pending = None if over else after
         self.recorder.step(report)
         self.tracker.log(report.step, report.metrics)
-        if report.step % self.config.save_completions_every == 0 and window.updates == 0:
+        is_recorded = report.step == 1 or report.step % self.config.save_completions_every == 0
+        if is_recorded and window.updates == 0:
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
         self.listener.stepped(report, self.seconds_left)

@@ -132,7 +132,7 @@ class RunConfig(Section):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Tracker that mirrors metrics.jsonl."""
     save_completions_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between the parquet files of completions."""
+    """Steps between the parquet files of completions; those of step 1 are always written."""
 
     @model_validator(mode="after")
     def _clip_range_makes_sense(self) -> RunConfig:
