@@ -45,7 +45,7 @@ def main() -> None:
     options.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     options.add_argument("--checkpointing", nargs="+", default=["on", "off"], choices=["on", "off"])
     options.add_argument("--repeat", type=int, default=3, help="measurements of each kind")
-    options.add_argument("--model", default="51m", help="shape of the random model")
+    options.add_argument("--model", default="52m", help="shape of the random model")
     options.add_argument("--generations", type=int, default=8)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument(

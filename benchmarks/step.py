@@ -1,8 +1,8 @@
 """Seconds per phase and peak memory of one training step, for a model, a prompt and a group size, as JSON.
 
-    python benchmarks/step.py                                            51 million parameters, 256 image tokens
+    python benchmarks/step.py                                            52 million parameters, 256 image tokens
     python benchmarks/step.py --model qwen2-vl-2b --image-tokens 1024 --generations 16 --completion 300
-    python benchmarks/step.py --model 51m --set engine=batched           the ordinary way, for comparison
+    python benchmarks/step.py --model 52m --set engine=batched           the ordinary way, for comparison
 
 `--write NAME` also leaves benchmarks/results/NAME.json. On a CPU, memory is that of tensors above the loaded model; on
 a GPU it is the device's peak above it.
@@ -26,7 +26,7 @@ from vgpo_lite.config.load import load_config
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="51m", help=f"preset, hub id or folder; or random: {', '.join(SHAPES)}")
+    options.add_argument("--model", default="52m", help=f"preset, hub id or folder; or random: {', '.join(SHAPES)}")
     options.add_argument("--image-tokens", type=int, default=256, help="tokens of the image, a square number")
     options.add_argument("--text-tokens", type=int, default=64, help="tokens of the question")
     options.add_argument("--completion", type=int, default=64, help="tokens of each completion")

@@ -31,9 +31,10 @@ WARM, TIMED, RECORDED = 1, 2, 3
 
 
 class TimedTrainer(GRPOTrainer):
-    """Knows how long sampling and scoring took."""
+    """Knows how long sampling and scoring took, and keeps the tower out of the backward pass where asked."""
 
     clock: Callable[[], float]
+    tower_in_backward = True
     rollout_seconds = 0.0
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -42,26 +43,25 @@ class TimedTrainer(GRPOTrainer):
         self.rollout_seconds = self.clock() - started
         return outputs
 
-
-class Watch(TrainerCallback):
-    """Times one step and records the allocations of another; keeps the tower out of the backward pass where asked."""
-
-    def __init__(self, trainer: TimedTrainer, *, tower_in_backward: bool) -> None:
-        self._trainer = trainer
-        self._tower_in_backward = tower_in_backward
-        self._started = 0.0
-        self._record: profile | None = None
-        self.result: dict[str, float] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
-        """The trainer has enabled gradients of embeddings, those of patches included, for checkpointing."""
-        if not self._tower_in_backward:
-            bare = self._trainer.model.get_base_model()
-            bare.disable_input_require_grads()
-            for module in bare.modules():
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        if not self.tower_in_backward:
+            # Checkpointing, which every generation switches off and on, makes the embeddings of patches require a
+            # gradient, and with them the whole frozen tower.
+            for module in model.modules():
                 for key, hook in list(module._forward_hooks.items()):
                     if "require" in hook.__name__:
                         del module._forward_hooks[key]
+        return super()._compute_loss(model, inputs)
+
+
+class Watch(TrainerCallback):
+    """Times one step and records the allocations of another."""
+
+    def __init__(self, trainer: TimedTrainer) -> None:
+        self._trainer = trainer
+        self._started = 0.0
+        self._record: profile | None = None
+        self.result: dict[str, float] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
         """Start the watch, or the recording."""
@@ -134,7 +134,8 @@ def trainer_of(
         processing_class=processor,
     )
     trainer.clock = clock
-    trainer.add_callback(Watch(trainer, tower_in_backward=tower_in_backward))
+    trainer.tower_in_backward = tower_in_backward
+    trainer.add_callback(Watch(trainer))
     return trainer
 
 
