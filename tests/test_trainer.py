@@ -330,3 +330,20 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=r"pip install 'vgpo-lite\[wandb\]'"):
         train(config_of(tmp_path / "run", report_to="wandb"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_stopped_while_it_measures_the_end_has_lost_no_step(tmp_path: Path) -> None:
+    class StopAtTheEnd(SilentListener):
+        def progressed(self, phase: str, done: int, total: int) -> None:
+            if phase == "measuring accuracy after":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    changes = {"max_steps": 1, "eval": {"limit": 32}, "checkpoint": {"every": 5}}
+    with pytest.raises(InterruptedRunError):
+        train(config_of(tmp_path / "run", **changes), listener=StopAtTheEnd())
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["checkpoint"] == "checkpoints/step-000001"
+    summary = train(config_of(tmp_path / "run", **changes), resume="auto")
+    assert summary.steps == summary.updated_steps == 1
+    assert summary.after is not None
+    assert len(records(tmp_path / "run")) == 1

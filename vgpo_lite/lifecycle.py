@@ -17,7 +17,7 @@ from vgpo_lite.checkpoint import Checkpoint, checkpoints, load_checkpoint, newes
 from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
 from vgpo_lite.engine.optimizer import LossScale, make_optimizer
-from vgpo_lite.errors import CheckpointError, InterruptedRunError, StorageError, VgpoLiteError
+from vgpo_lite.errors import CheckpointError, InterruptedRunError, InvariantError, StorageError, VgpoLiteError
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener
     from vgpo_lite.preparation import Workbench
+
+# After these the last step's end is not to be had: the disk refuses, or the adapter moved within a step that failed.
+_NOT_SAVED = (StorageError, InvariantError)
 
 
 @contextlib.contextmanager
@@ -187,7 +190,7 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
 def _end_early(recorder: RunRecorder, run: Run | None, error: VgpoLiteError, output: Path) -> None:
     """Save what the last step left, if the run got that far, and write down why it ended."""
     interrupted = isinstance(error, InterruptedRunError)
-    if run is not None and run.unfinished and not isinstance(error, StorageError):
+    if run is not None and not isinstance(error, _NOT_SAVED):
         run.save()
     state = "interrupted" if interrupted else "failed"
     recorder.event(state, exit_code=error.exit_code, reason=str(error))
