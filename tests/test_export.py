@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
 
 from tests.hub.data import picture
 from tests.hub.models import QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
@@ -359,6 +360,54 @@ def test_a_folder_that_holds_something_is_not_written_into(trained, tmp_path: Pa
     merge(adapter, tmp_path / "merged", verify=False)
     assert (tmp_path / "merged" / "config.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_no_two_models_are_in_memory_at_once(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vgpo_lite.export import merging
+
+    _, adapter = trained(size=SMALL, model=QWEN2_VL)
+    gc.collect()
+    elsewhere = _weights_in_memory()
+    seen = []
+
+    def reload(*arguments: Any, **settings: Any) -> Any:
+        seen.append(_weights_in_memory() - elsewhere)
+        return original(*arguments, **settings)
+
+    original = merging.reload
+    monkeypatch.setattr(merging, "reload", reload)
+    merge(adapter, tmp_path / "merged")
+    assert seen == [0, 0]  # once for bfloat16, which does not keep the update, and once for float32
+
+
+def _weights_in_memory() -> int:
+    return sum(found.numel() for found in gc.get_objects() if issubclass(type(found), torch.nn.Parameter))
+
+
+def test_a_checkpoint_stored_in_nf4_is_merged_into_16_bits_and_has_no_original(
+    hub: HubServer, trained, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stored"
+    shutil.copytree(hub.repositories["models", QWEN3_VL].snapshots["main"].folder, folder)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["model.visual", "lm_head"]
+    )
+    stored = AutoModelForImageTextToText.from_pretrained(
+        folder, quantization_config=settings, dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    for shard in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        shard.unlink()
+    stored.save_pretrained(folder)
+    policy, adapter = trained(size=LARGE, model=str(folder))
+    report = merge(adapter, tmp_path / "merged", dtype="float32")
+    assert report.model_id == str(folder)
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    encoded = _encoded(policy.processor)
+    with torch.no_grad():
+        merged = _loaded(tmp_path / "merged")(**encoded).logits
+        torch.testing.assert_close(merged, policy.model(**encoded).logits, rtol=0, atol=1e-4)
+    with pytest.raises(MergeError, match="stored in NF4, so there is no original"):
+        merge(adapter, tmp_path / "original", base="original")
 
 
 def test_the_built_in_model_is_merged_like_any_other(trained, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_checkpoint_stored_in_nf4_loads_as_it_is_and_computes_in_the_format_as
 ) -> None:
     folder = stored_in_nf4(name, ["model.visual", "lm_head"])
     policy = load_policy(RunConfig(model=str(folder)))
-    fresh = load_policy(RunConfig(model=name, dtype="bfloat16"))
+    fresh = load_policy(RunConfig(model=name))
     assert policy.quantization == "nf4"
     for layer, module in _linears(policy).items():
         if type(module) is Linear4bit:

@@ -31,7 +31,7 @@ from vgpo_lite.models.lora import TRAINED_WITH
 from vgpo_lite.models.merging import (
     attached,
     check_consumed,
-    detached,
+    detach,
     merge_into,
     parameter_count,
     read_adapter,
@@ -43,6 +43,12 @@ from vgpo_lite.models.quantization import stored_quantization
 from vgpo_lite.storage import storage_errors, sync_folder
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from vgpo_lite.models.agreement import Probe
+    from vgpo_lite.models.families import Family
     from vgpo_lite.models.hub import ModelFiles
     from vgpo_lite.models.merging import AdapterWeights
 
@@ -63,6 +69,13 @@ class _Job:
     device: torch.device
     working: torch.dtype
     verify: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    made: list[Probe]
+    adapter: Float[Tensor, "position vocabulary"]
+    base: Float[Tensor, "position vocabulary"]
 
 
 def merge(
@@ -132,7 +145,8 @@ def merge(
 def _job(adapter: AdapterWeights, *, base: Base, verify: bool, device: Literal["auto", "cpu", "cuda"]) -> _Job:
     files = model_files(adapter.base, revision=adapter.revision)
     settings = model_settings(files)
-    own = settings.dtype if isinstance(settings.dtype, torch.dtype) else torch.bfloat16
+    named = (settings.dtype, settings.get_text_config().dtype, torch.bfloat16)
+    own = next(dtype for dtype in named if isinstance(dtype, torch.dtype))
     trained = read_json(adapter.folder / TRAINED_WITH)
     is_stored = stored_quantization(files.config, files.model_id) is not None
     if base == "original" and is_stored:
@@ -144,8 +158,7 @@ def _job(adapter: AdapterWeights, *, base: Base, verify: bool, device: Literal["
         quantization, loaded = "none", own
     else:
         quantization = "nf4" if is_stored or trained.get("quantization", "nf4") == "nf4" else "none"
-        named = trained.get("dtype")
-        loaded = DTYPES[str(named)] if named in DTYPES else chosen_dtype("auto", place)
+        loaded = DTYPES.get(str(trained.get("dtype")), chosen_dtype("auto", place))
     return _Job(
         adapter=adapter,
         files=files,
@@ -167,30 +180,36 @@ def _formats(job: _Job, wanted: StoredAs) -> list[torch.dtype]:
 
 def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agreement | None]:
     """Merge, write, load what was written, and compare."""
+    gc.collect()  # of an attempt before
     model, family = load_base(job.files, job.settings, device=job.device, dtype=job.loaded)
     model.generation_config = plain_generation(model.generation_config)
     model = without_quantization(model, job.working)
     check_consumed(model, job.adapter)
-    made, adapter_logits, base_logits = [], torch.empty(0), torch.empty(0)
-    if job.verify:
-        processor = load_processor(job.files, model.config)
-        suppressed = family.vision_special_ids(model.config, processor.tokenizer)
-        adapted = attached(model, job.adapter)
-        made = probes(adapted, processor, suppressed, device=job.device)
-        adapter_logits = probe_logits(adapted, made)
-        with adapted.disable_adapter():
-            base_logits = probe_logits(adapted, made)
-        model = detached(adapted)
+    before = _before_merging(job, model, family) if job.verify else None
     rounding_error = merge_into(model, job.adapter, stored)
     with storage_errors(str(folder)):
-        save_model(model, folder, stored)
+        is_stored = stored_quantization(job.files.config, job.files.model_id) is not None
+        save_model(model, folder, stored, checkpoint_names=not is_stored)
         _copy_companions(job.files.folder, folder)
-    del model
+    del model  # the merged model takes its place: two of them may not fit
     gc.collect()
-    if not job.verify:
+    if before is None:
         return rounding_error, None
     merged = reload(folder, device=job.device, dtype=job.working)
-    return rounding_error, agreement(probe_logits(merged, made), adapter_logits, base_logits)
+    return rounding_error, agreement(probe_logits(merged, before.made), before.adapter, before.base)
+
+
+def _before_merging(job: _Job, model: PreTrainedModel, family: Family) -> _Before:
+    """What base and adapter say, the adapter beside the weights as PEFT applies it; the model is left as it was."""
+    processor = load_processor(job.files, model.config)
+    suppressed = family.vision_special_ids(model.config, processor.tokenizer)
+    adapted = attached(model, job.adapter)
+    made = probes(adapted, processor, suppressed, device=job.device)
+    adapter_logits = probe_logits(adapted, made)
+    with adapted.disable_adapter():
+        base_logits = probe_logits(adapted, made)
+    detach(adapted)
+    return _Before(made=made, adapter=adapter_logits, base=base_logits)
 
 
 def _copy_companions(source: Path, target: Path) -> None:

@@ -123,8 +123,8 @@ def check_consumed(model: nn.Module, adapter: AdapterWeights) -> None:
 
 
 def without_quantization(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A loaded model with ordinary linear layers: what its 4 bits stand for, then everything in `dtype`."""
-    plain = model.dequantize() if "quantization_config" in model.config.to_dict() else model
+    """A loaded model with ordinary linear layers: what its 4 bits stood for when it was loaded, cast to `dtype`."""
+    plain = model.dequantize(dtype) if "quantization_config" in model.config.to_dict() else model
     return plain.to(dtype)  # pyright: ignore[reportArgumentType]  (transformers hides the signature of Module.to)
 
 
@@ -143,9 +143,9 @@ def attached(model: PreTrainedModel, adapter: AdapterWeights) -> PeftModel:
     return adapted.eval()
 
 
-def detached(adapted: PeftModel) -> PreTrainedModel:
-    """The bare model again, as it was before `attached`."""
-    return cast("PreTrainedModel", cast("LoraModel", adapted.base_model).unload())
+def detach(adapted: PeftModel) -> None:
+    """Give the bare model its own layers back, as they were before `attached`."""
+    cast("LoraModel", adapted.base_model).unload()
 
 
 def merge_into(model: nn.Module, adapter: AdapterWeights, dtype: torch.dtype) -> float:
@@ -174,10 +174,18 @@ def merge_into(model: nn.Module, adapter: AdapterWeights, dtype: torch.dtype) ->
     return (noise / squared) ** 0.5
 
 
-def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write the weights in shards of safetensors, and the configuration without a word of quantization."""
+def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, *, checkpoint_names: bool) -> None:
+    """Write the weights in shards of safetensors, and the configuration without a word of quantization.
+
+    Args:
+        model: A merged model.
+        folder: Where to write.
+        dtype: The format its weights are in.
+        checkpoint_names: Call the weights what the checkpoint calls them, which older programs know too. transformers
+            cannot for a checkpoint stored in 4 bits; the weights then have the names of today's modules.
+    """
     model.config.dtype = dtype
-    model.save_pretrained(str(folder), max_shard_size="5GB")
+    model.save_pretrained(str(folder), max_shard_size="5GB", save_original_format=checkpoint_names)
 
 
 def reload(folder: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

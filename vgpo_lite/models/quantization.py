@@ -68,9 +68,17 @@ def stored_quantization(config: Mapping[str, Any], model_id: str) -> Literal["nf
 
 
 def widen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put every weight that is not quantized into `dtype`: those of a quantized checkpoint load as they were stored."""
+    """Put what a quantized checkpoint stored in another format into `dtype`.
+
+    Weights that are not quantized load as they were stored. Those that are remember the format they were in: forward
+    passes ignore it, backward passes round to it.
+    """
     for parameter in model.parameters():
-        if parameter.is_floating_point() and not isinstance(parameter, Params4bit):
+        if isinstance(parameter, Params4bit):
+            state: QuantState | None = parameter.quant_state
+            if state is not None:
+                state.dtype = dtype
+        elif parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
