@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 STEPS = 60
 ROWS = 8
@@ -27,8 +28,8 @@ LARGEST = 4
 def supervise(folder: Path) -> Path:
     """Teach the model in `folder` to answer a question about red squares by a boxed number from 1 to 4.
 
-    The weights are replaced where they lie; every other file stays as it is. The answers are right as often as the model
-    finds out in `STEPS` steps: enough that groups of samples differ.
+    The weights are replaced where they lie; every other file stays as it is. The answers are right as often as the
+    model finds out in `STEPS` steps: enough that groups of samples differ.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -70,7 +71,7 @@ def _loss(model: nn.Module, processor, first: int) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -width:].flatten())
 
 
-def _overwrite(folder: Path, model: nn.Module) -> None:
+def _overwrite(folder: Path, model: PreTrainedModel) -> None:
     """Put the model's weights into the shards that hold them, under the names and formats they have there."""
     model.save_pretrained(
         folder / "trained", max_shard_size="1GB"
