@@ -160,25 +160,6 @@ def test_killed_workers_are_replaced_and_innocent_answers_graded(own_server: Gra
     assert [worker.status() for worker in after if worker.status() == psutil.STATUS_ZOMBIE] == []
 
 
-def test_an_answer_that_takes_two_workers_along_is_lost_alone(own_server: GradingServer) -> None:
-
-    def busy() -> list[psutil.Process]:
-        return [worker for worker in process_of(own_server).children() if sum(worker.cpu_times()[:2]) > 0.1]
-
-    def kill_two_busy_ones() -> None:
-        for _ in range(2):
-            assert eventually(lambda: bool(busy()))
-            victim = busy()[0]
-            victim.kill()
-            assert eventually(gone([victim.pid]))
-
-    killer = threading.Thread(target=kill_two_busy_ones)
-    killer.start()
-    verdicts = own_server.verdicts([("4", r"9^{9^{9^9}}"), ("4", "2+2"), ("4", "2+3")])
-    killer.join()
-    assert verdicts == ["dead", "right", "wrong"]
-
-
 def test_a_killed_server_is_started_again_and_nothing_is_lost(own_server: GradingServer) -> None:
     first = process_of(own_server).pid
     killed = []
