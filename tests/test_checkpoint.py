@@ -95,7 +95,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
 def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, checkpoint_of(1), keep=2)
     (folder / "optimizer.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="optimizer.safetensors does not match its manifest") as caught:
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors does not match its manifest") as caught:
         newest_checkpoint(tmp_path)
     assert caught.value.exit_code == 3
 
@@ -118,3 +118,32 @@ def test_every_generator_draws_again_what_it_drew_after_the_checkpoint() -> None
     first = draws()
     restore_generators(states)
     assert draws() == first
+
+
+def test_the_state_of_an_8_bit_optimizer_survives_with_its_tables(tmp_path: Path) -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    def stepped(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            for parameter in parameters:
+                parameter.grad = torch.sin(torch.arange(parameter.numel()) + step).reshape(parameter.shape)
+            optimizer.step()
+
+    def fresh() -> list[torch.nn.Parameter]:
+        # 8-bit states from 4,096 elements on, 32-bit ones below (bitsandbytes' min_8bit_size)
+        return [torch.nn.Parameter(torch.ones(64, 128)), torch.nn.Parameter(torch.ones(8))]
+
+    whole = fresh()
+    stepped(whole, AdamW8bit(whole, lr=0.1), range(4))
+    half = fresh()
+    optimizer = AdamW8bit(half, lr=0.1)
+    stepped(half, optimizer, range(2))
+    adapter = {str(index): parameter.detach() for index, parameter in enumerate(half)}
+    saved = Checkpoint(step=2, progress={}, adapter=adapter, optimizer=optimizer.state_dict(), generators={})
+    read = load_checkpoint(save_checkpoint(tmp_path, saved, keep=2))
+    resumed = [torch.nn.Parameter(read.adapter[str(index)]) for index in range(2)]
+    optimizer = AdamW8bit(resumed, lr=0.1)
+    optimizer.load_state_dict(dict(read.optimizer))
+    stepped(resumed, optimizer, range(2, 4))
+    for left, right in zip(whole, resumed, strict=True):
+        assert torch.equal(left, right)

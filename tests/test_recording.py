@@ -20,8 +20,8 @@ from vgpo_lite.storage import discard_folder, replace_file, storage_errors
 
 
 def test_a_run_directory_belongs_to_one_process_and_a_dead_owner_is_no_owner(tmp_path: Path) -> None:
-    hold = "import sys; from pathlib import Path; from vgpo_lite.recording import RunLock; lock = RunLock(Path(sys.argv[1]))\n"
-    hold += "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+    hold = "import sys; from pathlib import Path; from vgpo_lite.recording import RunLock\n"
+    hold += "lock = RunLock(Path(sys.argv[1])); lock.__enter__(); print('held', flush=True); sys.stdin.read()"
     owner = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -347,3 +347,68 @@ def test_a_run_that_is_stopped_while_it_measures_the_end_has_lost_no_step(tmp_pa
     assert summary.steps == summary.updated_steps == 1
     assert summary.after is not None
     assert len(records(tmp_path / "run")) == 1
+
+
+def test_going_back_to_an_earlier_checkpoint_leaves_the_later_ones_behind(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    every = {"checkpoint": {"every": 1, "keep": 5}}
+    train(config_of(output, **every))
+    assert [folder.name[-1] for folder in checkpoints(output / "checkpoints")] == ["0", "1", "2", "3", "4"]
+    with pytest.raises(InterruptedRunError):
+        train(
+            config_of(output, **every), listener=StopAfter(step=3), resume=str(output / "checkpoints" / "step-000002")
+        )
+    assert [folder.name[-1] for folder in checkpoints(output / "checkpoints")] == ["0", "1", "2", "3"]
+    assert not (output / "adapter").exists()
+    assert json.loads((output / "status.json").read_text())["checkpoint"] == "checkpoints/step-000003"
+
+
+def test_rows_without_golds_train_with_a_reward_that_needs_none(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "data").mkdir()
+    for row in range(8):
+        Image.new("RGB", (64, 64), (30 * row, 0, 0)).save(tmp_path / "data" / f"{row}.png")
+    rows = [json.dumps({"file_name": f"{row}.png", "problem": "How many?"}) for row in range(8)]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(
+        "def ones(completions, **c):\n    return [float(c[0]['content'].count('1')) for c in completions]\n"
+    )
+    changes = {"dataset": str(tmp_path / "data"), "reward": {"functions": {f"{rewards}:ones": 1.0}}, "max_steps": 1}
+    summary = train(
+        config_of(tmp_path / "run", **changes, data={"prompt_template": "{{ question }}"}, eval={"limit": 5})
+    )
+    assert summary.updated_steps == 1
+    assert summary.before is None
+
+
+def test_a_disk_that_fails_while_a_run_is_stopped_is_told_in_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vgpo_lite.run as run_module
+    from vgpo_lite.errors import StorageError
+
+    real = run_module.save_checkpoint
+
+    def full(root: Path, checkpoint: object, *, keep: int) -> Path:
+        if checkpoint.step > 0:  # pyright: ignore[reportAttributeAccessIssue]
+            raise StorageError("no space left on device")
+        return real(root, checkpoint, keep=keep)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(run_module, "save_checkpoint", full)
+    with pytest.raises(InterruptedRunError):
+        train(config_of(tmp_path / "run"), listener=StopAfter(step=1))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["checkpoint"]) == ("interrupted", "checkpoints/step-000000")
+    assert "no space left on device" in status["reason"]
+
+
+def test_what_a_failing_reward_was_asked_to_judge_is_kept(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def broken(completions, **columns):\n    raise KeyError('gone')\n")
+    with pytest.raises(RewardError):
+        train(config_of(tmp_path / "run", max_steps=1, reward={"functions": {f"{rewards}:broken": 1.0}}))
+    evidence = json.loads((tmp_path / "run" / "reward_error.json").read_text())
+    assert len(evidence["completions"]) == 4
+    assert evidence["sample_id"].startswith("shapes")

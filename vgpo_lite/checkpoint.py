@@ -48,7 +48,7 @@ class Checkpoint:
     step: int
     progress: Mapping[str, Any]
     adapter: Mapping[str, Tensor]
-    optimizer: Mapping[str, object]
+    optimizer: Mapping[str, Any]
     generators: Mapping[str, Tensor]
     pending: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -163,28 +163,35 @@ def _verified_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _split_optimizer(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """An optimizer's state as flat tensors `index.name` and the JSON that remains."""
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as flat tensors `index/name` and the JSON that remains.
+
+    A state may hold tables of its own, as that of bitsandbytes' 8-bit optimizers does: `index/table/name`.
+    """
     tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, object]] = {}
-    per_parameter: Mapping[int, Mapping[str, object]] = state["state"]  # pyright: ignore[reportAssignmentType]
-    for index, entries in per_parameter.items():
-        numbers[str(index)] = {}
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                numbers[str(index)][name] = value
+    numbers = {str(index): _split(entries, f"{index}/", tensors) for index, entries in state["state"].items()}
     return tensors, {"state": numbers, "param_groups": state["param_groups"]}
 
 
-def _join_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> dict[str, object]:
-    per_parameter: Mapping[str, dict[str, object]] = numbers["state"]  # pyright: ignore[reportAssignmentType]
-    state: dict[int, dict[str, object]] = {int(index): dict(entries) for index, entries in per_parameter.items()}
+def _split(entries: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for name, value in entries.items():
+        if isinstance(value, torch.Tensor):
+            tensors[prefix + name] = value
+        else:
+            numbers[name] = _split(value, f"{prefix}{name}/", tensors) if isinstance(value, dict) else value
+    return numbers
+
+
+def _join_optimizer(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = numbers["state"]
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = tensor
-    return {"state": state, "param_groups": numbers["param_groups"]}
+        *tables, name = key.split("/")
+        place = state
+        for table in tables:
+            place = place[table]
+        place[name] = tensor
+    return {"state": {int(index): entries for index, entries in state.items()}, "param_groups": numbers["param_groups"]}
 
 
 def generator_states() -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 def measured_accuracy(
     bench: Workbench, *, poll: Callable[..., None], progress: Callable[[int, int], None] | None = None
 ) -> Accuracy | None:
-    """Greedy accuracy of the policy as it stands on the first `eval.limit` held-out rows; None where there are none.
+    """Greedy accuracy of the policy on the first `eval.limit` held-out rows; None where none has an answer.
 
     Args:
         bench: The opened parts of a run.
@@ -51,7 +51,7 @@ def measured_accuracy(
     if total == 0:
         return None
     greedy = Sampling(num_generations=1, max_completion_length=bench.config.max_completion_length, temperature=0.0)
-    right = 0
+    right = graded = 0
     for start in range(0, total, bench.config.eval.batch_size):
         rows = range(start, min(start + bench.config.eval.batch_size, total))
         prompts = [bench.prompt(bench.held_out, row) for row in rows]
@@ -60,10 +60,13 @@ def measured_accuracy(
         texts = [group.texts[0] for group in groups]
         verdicts = bench.grader.correct(texts, [prompt.sample.answer for prompt in prompts])
         right += sum(verdict == 1.0 for verdict in verdicts)
+        graded += sum(verdict is not None for verdict in verdicts)
         if progress is not None:
             progress(rows.stop, total)
-    low, high = wilson_interval(right, total)
-    return Accuracy(right=right, total=total, low=low, high=high)
+    if graded == 0:
+        return None
+    low, high = wilson_interval(right, graded)
+    return Accuracy(right=right, total=graded, low=low, high=high)
 
 
 def evaluate(config: RunConfig, *, listener: Listener | None = None) -> Accuracy:

@@ -47,6 +47,7 @@ class StopFlag:
         if self._received is not None:
             os._exit(128 + number)
         self._received = number
+        os.write(2, b"\nstopping after this step of the work; once more to leave at once\n")
 
     def poll(self, *_progress: object) -> None:
         """Stop here if a signal has come; arguments are ignored, so that it fits wherever progress is reported.

@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from vgpo_lite.checkpoint import Checkpoint, checkpoints, load_checkpoint, newest_checkpoint, restore_generators, sweep
+from vgpo_lite.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    restore_generators,
+    sweep,
+)
 from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
 from vgpo_lite.engine.optimizer import LossScale, make_optimizer
-from vgpo_lite.errors import CheckpointError, InterruptedRunError, InvariantError, StorageError, VgpoLiteError
+from vgpo_lite.errors import (
+    CheckpointError,
+    InterruptedRunError,
+    InvariantError,
+    RewardError,
+    StorageError,
+    VgpoLiteError,
+)
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
 from vgpo_lite.recording import RunLock, RunRecorder, forget_after, refuse_existing_run
 from vgpo_lite.run import Progress, Run, identity
+from vgpo_lite.storage import discard_folder, json_bytes, replace_file
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
 
@@ -92,11 +109,20 @@ def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tup
         return None, ()
     if resume != "auto":
         checkpoint = load_checkpoint(Path(resume))
+        if Path(resume).resolve().parent == root.resolve():
+            _leave_behind(root, checkpoint.step)
         return checkpoint, (f"resumed from {resume}, step {checkpoint.step}",)
     if not any(root.iterdir()):
         return None, ("nothing to resume yet: the run starts at step 1",)
     checkpoint, notes = newest_checkpoint(root)
     return checkpoint, (*notes, f"resumed after step {checkpoint.step}")
+
+
+def _leave_behind(root: Path, step: int) -> None:
+    """Discard checkpoints later than the one a run goes back to: they belong to steps that will be taken anew."""
+    for folder in checkpoints(root):
+        if folder.name > checkpoint_folder(root, step).name:
+            discard_folder(folder)
 
 
 def _begun(
@@ -120,6 +146,8 @@ def _begun(
     )
     if checkpoint is not None:
         _restore(run, checkpoint)
+    if run.unfinished and (output / "adapter").exists():
+        discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
     return run
 
 
@@ -149,7 +177,7 @@ def _refuse_other_run(kept: dict[str, object], now: dict[str, object]) -> None:
     """Raise a CheckpointError that names what changed since the checkpoint was written."""
     flat_kept, flat_now = _flat(kept), _flat(now)
     changed = [
-        f"{name} was {flat_kept.get(name)!r} and is now {flat_now.get(name)!r}"
+        f"{name.removeprefix('settings.')} was {flat_kept.get(name)!r} and is now {flat_now.get(name)!r}"
         for name in sorted(flat_kept.keys() | flat_now.keys())
         if flat_kept.get(name) != flat_now.get(name)
     ]
@@ -166,7 +194,7 @@ def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
         if isinstance(value, dict):
             leaves |= _flat(value, f"{prefix}{name}.")
         else:
-            leaves[f"{prefix}{name}".removeprefix("settings.")] = value
+            leaves[f"{prefix}{name}"] = value
     return leaves
 
 
@@ -190,11 +218,20 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
 def _end_early(recorder: RunRecorder, run: Run | None, error: VgpoLiteError, output: Path) -> None:
     """Save what the last step left, if the run got that far, and write down why it ended."""
     interrupted = isinstance(error, InterruptedRunError)
+    reason = str(error)
     if run is not None and not isinstance(error, _NOT_SAVED):
-        run.save()
+        try:
+            run.save()
+        except VgpoLiteError as second:
+            reason += f" (and the last step could not be saved: {second})"
     state = "interrupted" if interrupted else "failed"
-    recorder.event(state, exit_code=error.exit_code, reason=str(error))
-    recorder.status(state, exit_code=error.exit_code, reason=str(error), **_continuation(output))
+    with contextlib.suppress(StorageError):  # the disk may be what failed; what can still be written, is
+        recorder.status(state, exit_code=error.exit_code, reason=reason, **_continuation(output))
+    with contextlib.suppress(StorageError):
+        recorder.event(state, exit_code=error.exit_code, reason=reason)
+    if isinstance(error, RewardError) and error.evidence is not None:
+        with contextlib.suppress(StorageError):
+            replace_file(output / "reward_error.json", json_bytes(error.evidence))
 
 
 def _continuation(output: Path) -> dict[str, object]:
@@ -203,5 +240,7 @@ def _continuation(output: Path) -> dict[str, object]:
         return {"checkpoint": None, "continue_with": None}
     return {
         "checkpoint": str(whole[-1].relative_to(output)),
-        "continue_with": f"vgpo-lite train --recipe {output / 'config.yaml'} --output {output} --resume auto",
+        "continue_with": shlex.join(
+            ["vgpo-lite", "train", "--recipe", str(output / "config.yaml"), "--output", str(output), "--resume", "auto"]
+        ),
     }

@@ -88,7 +88,7 @@ def open_workbench(
         split = open_rows(config, purpose=purpose, progress=checking)
         report, gradable = split.report, {}
         for name, rows in (("train", split.train), ("held out", split.held_out)):
-            gradable[name], report = _gradable(rows, grader, report)
+            gradable[name], report = _gradable(rows, grader, report, config)
         listener.noted(f"loading {config.model}")
         policy = load_policy(config)
         if policy.device.type == "cpu":
@@ -111,10 +111,15 @@ def open_workbench(
         )
 
 
-def _gradable(rows: Rows, grader: Grader, report: DataReport) -> tuple[Rows, DataReport]:
-    """The rows whose own answer would be graded right; nothing else could teach."""
+def _gradable(rows: Rows, grader: Grader, report: DataReport, config: RunConfig) -> tuple[Rows, DataReport]:
+    """The rows whose own answer would be graded right; nothing else could teach.
+
+    A row without an answer passes where no reward of the run is about answers.
+    """
     outlines = list(rows.outlines())
     verdicts = grader.self_check([outline.answer for outline in outlines])
+    if "accuracy" not in config.reward.functions:
+        verdicts = [good or outline.answer is None for good, outline in zip(verdicts, outlines, strict=True)]
     return _keep(rows, outlines, verdicts, report, UNGRADABLE)
 
 

@@ -142,6 +142,9 @@ def forget_after(folder: Path, step: int) -> None:
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
         replace_file(metrics, b"".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
+    events = folder / "events.jsonl"
+    if events.exists():
+        replace_file(events, b"".join(_whole_lines(events)))
     for file in (folder / "completions").glob("step-*.parquet"):
         if int(file.stem.removeprefix("step-")) > step:
             file.unlink(missing_ok=True)

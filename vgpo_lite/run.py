@@ -6,10 +6,13 @@ the last step's end to save.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from vgpo_lite.card import run_card
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
@@ -19,7 +22,7 @@ from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import device_in_words, peak_bytes
 from vgpo_lite.models.lora import adapter_state, save_adapter
-from vgpo_lite.storage import replace_file
+from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_folder
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from vgpo_lite.windows import Window
 
 _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
-_MAY_CHANGE = {"max_steps", "output", "checkpoint", "memory", "report_to", "save_completions_every", "eval"}
+# Settings that decide no step's result; of the revision, the commit it leads to is compared.
+_MAY_CHANGE = {
+    "max_steps", "output", "checkpoint", "memory", "report_to", "save_completions_every", "eval", "revision"
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -80,6 +86,7 @@ class Run:
     adapters_moved: AdaptersMoved = field(init=False)
     step_seconds: list[float] = field(default_factory=list)
     damaged_rows: set[int] = field(default_factory=set)
+    is_checked: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -121,6 +128,7 @@ class Run:
         places: list[int] = []
         prompts: list[Prompt] = []
         while len(prompts) < count:
+            self.bench.stop.poll()
             try:
                 prompts.append(self.prompt_at(draws))
                 places.append(draws)
@@ -131,7 +139,8 @@ class Run:
 
     def _pass_over(self, place: int, error: DataError) -> None:
         self.damaged_rows.add(self.order.row(place))
-        if len(self.damaged_rows) > self.config.data.max_bad_rows * len(self.bench.train):
+        rows = len(self.bench.train)
+        if len(self.damaged_rows) > self.config.data.max_bad_rows * rows or len(self.damaged_rows) == rows:
             raise error
         self.recorder.event("row_passed_over", place=place, reason=str(error))
         self.listener.noted(f"passed over: {error}")
@@ -154,12 +163,13 @@ class Run:
         self.step_seconds.append(seconds)
         useful = window.useful if window.updates == 0 else ()
         over = not window.useful or window.updates + 1 >= self.config.num_iterations
+        moved = applied and report.metrics["policy/grad_norm"] > 0 and report.metrics["policy/learning_rate"] > 0
         explained = bool(window.useful) and self.loss_scale.after_step(finite=applied)
         failed = bool(window.useful) and not applied and not explained
         self.progress = Progress(
             step=report.step,
             draws=window.draws,
-            updated_steps=self.progress.updated_steps + applied,
+            updated_steps=self.progress.updated_steps + moved,
             useful_groups=self.progress.useful_groups + len(useful),
             bad_steps=self.progress.bad_steps + 1 if failed else (0 if window.useful else self.progress.bad_steps),
             before=self.progress.before,
@@ -168,8 +178,8 @@ class Run:
         self.pending = None if over else after
         self.recorder.step(report)
         self.tracker.log(report.step, report.metrics)
-        is_recorded = report.step == 1 or report.step % self.config.save_completions_every == 0
-        if is_recorded and window.updates == 0:
+        every, steps = self.config.save_completions_every, range(report.step, report.step + self.config.num_iterations)
+        if window.updates == 0 and (report.step == 1 or any(step % every == 0 for step in steps)):
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
         self.listener.stepped(report, self.seconds_left)
@@ -260,8 +270,14 @@ class Run:
                 "learned and no adapter is written. Check the answers in completions/, ask easier questions, or raise "
                 "num_generations or temperature."
             )
+        if self.progress.updated_steps == 0:
+            raise NothingLearnedError(
+                f"{self.progress.step} steps, and none moved the adapter: the learning rate is "
+                f"{self.config.learning_rate:g}, the loss scale {self.loss_scale.value:g}. In float16 the first steps "
+                "may only find the scale: raise max_steps. No adapter is written."
+            )
         policy = self.bench.policy
-        save_adapter(policy, self.output / "adapter")
+        self._write_adapter()
         device = device_in_words(policy.device)
         card = run_card(self.config, policy, summary, data=self.bench.train.fingerprint, device=device)
         replace_file(self.output / "README.md", card.encode())
@@ -271,13 +287,27 @@ class Run:
         self.listener.finished(summary)
         return summary
 
+    def _write_adapter(self) -> None:
+        """Put the finished adapter in place as a whole, over one of an earlier end."""
+        final, beside = self.output / "adapter", self.output / ".tmp-adapter"
+        with storage_errors(str(final)):
+            shutil.rmtree(beside, ignore_errors=True)
+            try:
+                save_adapter(self.bench.policy, beside)
+            except SafetensorError as error:  # what safetensors makes of a full disk
+                raise OSError(str(error)) from error
+            if final.exists():
+                discard_folder(final)
+            beside.replace(final)
+            sync_folder(self.output)
+
 
 def identity(bench: Workbench) -> dict[str, object]:
     """What must stay the same for a run to go on: the model, the data and every setting that decides the result."""
     settings = bench.config.model_dump(mode="json", exclude=_MAY_CHANGE)
     return {
-        "model": bench.policy.model_id,
-        "revision": bench.policy.revision,
+        "model's files": bench.policy.model_id,
+        "model's commit": bench.policy.revision,
         "data": bench.train.fingerprint,
         "rows": len(bench.train),
         "settings": settings,

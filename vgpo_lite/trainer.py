@@ -45,6 +45,7 @@ def train(config: RunConfig, *, listener: Listener | None = None, resume: str = 
             for _ in range(window.updates, config.num_iterations if window.useful else 1):
                 if run.unfinished:
                     window = step(run, window)
+        run.save()
         return run.finish(run.measure("after"))
 
 
@@ -80,22 +81,28 @@ def step(run: Run, window: Window) -> Window:
     """One optimizer step on a window; returns the window as it stands after it."""
     started, engine, tally = time.perf_counter(), run.bench.engine, Tally()
     number = run.progress.step + 1
-    if number == run.first_step and window.useful and window.updates == 0:
+    if not run.is_checked and window.useful and window.updates == 0:
         first = window.useful[0].group
         tally.add(check_first_group(engine, run.bench.policy, first, fresh_adapter=run.has_fresh_adapter))
+        run.is_checked = True
     for index in range(len(window.useful)):
-        run.bench.stop.poll()
         run.listener.progressed("update", index, len(window.useful))
+        run.bench.stop.poll()
         learn(run, window, index, tally)
     gradient = apply_gradients(run.optimizer, step=number, config=run.config, loss_scale=run.loss_scale.value)
     engine.forget()
-    run.adapters_moved.after(gradient, learning_rate=learning_rate(number, run.config))
+    if window.shows_images or not run.config.lora.vision:
+        run.adapters_moved.after(gradient, learning_rate=learning_rate(number, run.config))
     metrics = {
         **window.metrics,
         **tally.means(),
         "policy/grad_norm": gradient.norm,
         "policy/learning_rate": learning_rate(number, run.config),
-        **step_costs(window.rollout_seconds, time.perf_counter() - started, run.bench.policy.device),
+        **step_costs(
+            window.rollout_seconds if window.updates == 0 else 0.0,
+            time.perf_counter() - started,
+            run.bench.policy.device,
+        ),
     }
     return run.complete(StepReport(step=number, metrics=metrics), window, applied=gradient.applied)
 

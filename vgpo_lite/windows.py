@@ -85,6 +85,11 @@ class Window:
     rollout_seconds: float = 0.0
 
     @property
+    def shows_images(self) -> bool:
+        """Whether any prompt that trains has an image."""
+        return any(scored.group.prompt.has_image for scored in self.useful)
+
+    @property
     def token_count(self) -> int:
         """Completion tokens that train."""
         return sum(scored.group.token_count for scored in self.useful)
