@@ -15,6 +15,8 @@ PROMPT = make_prompt([(2, 3), (4, 2)], seed=1)
 LENGTHS = (5, 9, 9, 1, 12)
 GROUP = make_group(PROMPT, LENGTHS)
 P, ALL_C, LONGEST = PROMPT.input_ids.shape[0], sum(LENGTHS), max(LENGTHS)
+# The prompt's last token is fed with each completion, in the place of the completion's own last one.
+UNDIVIDED, IN_TWOS = [P - 1, ALL_C], [P - 1, 5 + 9, 9 + 1, 12]
 
 
 class IdsAsText:
@@ -30,13 +32,13 @@ class IdsAsText:
 
 @contextmanager
 def counting(policy):
-    """Image encodings, and the tokens of each forward of the language model; recomputation does not reach the norm."""
+    """Image encodings, and the tokens of each forward of the language model; recomputation does not begin so early."""
     images: list[int] = []
     tokens: list[int] = []
     hooks = [
         policy.family.vision_tower(policy.model).register_forward_hook(lambda *seen: images.append(1)),
-        policy.family.final_norm(policy.model).register_forward_hook(
-            lambda *seen: tokens.append(seen[2].shape[0] * seen[2].shape[1])
+        policy.family.language_model(policy.model).register_forward_pre_hook(
+            lambda _module, _args, given: tokens.append(given["inputs_embeds"].shape[:2].numel()), with_kwargs=True
         ),
     ]
     yield images, tokens
@@ -50,44 +52,53 @@ def learn(engine, group):
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_packed_runs_p_plus_gc_tokens_once_for_look_and_update_together(model_type):
+@pytest.mark.parametrize("rows", [None, 5])
+def test_an_undivided_group_runs_p_plus_gc_tokens_once_for_look_and_update_together(model_type, rows):
     policy = small_policy(model_type)
     with counting(policy) as (images, tokens):
-        learn(shared(policy, recompute=True), GROUP)
+        learn(shared(policy, recompute=True, rows_per_micro_batch=rows), GROUP)
     assert images == [1]
-    assert tokens == [P + ALL_C]
+    assert tokens == UNDIVIDED
 
 
-def test_two_stages_run_p_plus_gc_tokens_when_focus_was_read_while_decoding():
+def test_micro_batches_run_p_plus_gc_tokens_when_focus_was_read_while_decoding():
     policy = small_policy("qwen2_vl")
     group = replace(GROUP, decode_focus=GROUP.sampling_logprobs)
     with counting(policy) as (images, tokens):
         learn(shared(policy, rows_per_micro_batch=2), group)
     assert images == [1]
-    assert tokens == [P, 5 + 9, 9 + 1, 12]
+    assert tokens == IN_TWOS
 
 
-def test_two_stages_spend_one_pass_on_focus_where_decoding_did_not_read_it():
+def test_micro_batches_spend_one_pass_on_focus_where_decoding_did_not_read_it():
     policy = small_policy("qwen2_vl")
     with counting(policy) as (images, tokens):
         learn(shared(policy, rows_per_micro_batch=2), GROUP)
     assert images == [1]
-    assert tokens == [P, 5 + 9, 9 + 1, 12] * 2
+    assert tokens == IN_TWOS * 2
 
 
-def test_two_stages_spend_no_pass_on_focus_that_is_only_reported():
+def test_micro_batches_spend_no_pass_on_focus_that_is_only_reported():
     policy = small_policy("qwen2_vl")
     with counting(policy) as (_, tokens):
         learn(shared(policy, rows_per_micro_batch=2, needs_focus=False), GROUP)
-    assert tokens == [P, 5 + 9, 9 + 1, 12]
+    assert tokens == IN_TWOS
+
+
+def test_similarity_feeds_the_last_token_of_every_completion_too():
+    policy = small_policy("qwen2_vl")
+    with counting(policy) as (_, tokens):
+        learn(shared(policy, focus_signal="similarity"), GROUP)
+    assert tokens == [P - 1, ALL_C + len(LENGTHS)]
 
 
 def test_old_log_probabilities_and_focus_come_from_one_pass():
     policy = small_policy("qwen2_vl")
     with counting(policy) as (images, tokens):
-        signals = shared(policy).look(GROUP, keep_graph=False, reference=False).signals
+        engine = shared(policy, rows_per_micro_batch=5)
+        signals = engine.look(GROUP, keep_graph=False, reference=False).signals
     assert images == [1]
-    assert tokens == [P + ALL_C]
+    assert tokens == UNDIVIDED
     assert signals.old_logprobs is not None
     assert signals.focus is not None
 
@@ -95,9 +106,18 @@ def test_old_log_probabilities_and_focus_come_from_one_pass():
 def test_the_reference_costs_one_pass_more():
     policy = small_policy("qwen2_vl")
     with counting(policy) as (images, tokens):
-        shared(policy).look(GROUP, keep_graph=True, reference=True)
+        shared(policy, rows_per_micro_batch=5).look(GROUP, keep_graph=True, reference=True)
     assert images == [1]
-    assert tokens == [P + ALL_C] * 2
+    assert tokens == UNDIVIDED * 2
+
+
+def test_nothing_behind_the_prompts_last_keys_and_values_is_run():
+    policy = small_policy("qwen2_vl")
+    last, ran = policy.family.layers(policy.model)[-1], []
+    hook = last.mlp.register_forward_hook(lambda *seen: ran.append(seen[2].shape[:2].numel()))
+    learn(shared(policy, recompute=True), GROUP)
+    hook.remove()
+    assert ran == [ALL_C]
 
 
 @pytest.mark.parametrize("rows", [None, 2])

@@ -1,4 +1,4 @@
-"""Packed, in two stages and on copies, the engine says what the plain model says, and learns what it would learn."""
+"""Undivided, in micro-batches and on copies, the engine says what the plain model says, and learns what it would."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ NO_IMAGE = make_prompt([], text=(7,), seed=4)
 RAGGED = (5, 9, 9, 1, 12)
 
 WAYS = {
-    "packed": {},
-    "packed, recomputing, chunks that do not divide": {"recompute": True, "logprob_chunk": 7, "focus_chunk": 5},
-    "two stages, one row": {"rows_per_micro_batch": 1, "logprob_chunk": 3},
-    "two stages, two rows, recomputing": {"rows_per_micro_batch": 2, "recompute": True},
-    "two stages, four rows": {"rows_per_micro_batch": 4, "focus_chunk": 4},
+    "undivided": {},
+    "undivided, recomputing, chunks that do not divide": {"recompute": True, "logprob_chunk": 7, "focus_chunk": 5},
+    "micro-batches of one row": {"rows_per_micro_batch": 1, "logprob_chunk": 3},
+    "micro-batches of two rows, recomputing": {"rows_per_micro_batch": 2, "recompute": True},
+    "micro-batches of four rows": {"rows_per_micro_batch": 4, "focus_chunk": 4},
 }
 
 
@@ -157,7 +157,7 @@ class _NoText:
 
 
 @pytest.mark.parametrize("signal", ["attention", "similarity"])
-def test_focus_read_while_decoding_serves_two_stages(signal):
+def test_focus_read_while_decoding_serves_micro_batches(signal):
     policy = replace(small_policy("qwen2_vl"), processor=_NoText())
     engine = shared(policy, rows_per_micro_batch=2, focus_signal=signal)
     group = engine.sample([TWO_IMAGES], Sampling(num_generations=5, max_completion_length=9, seed=1), places=[0])[0]

@@ -22,6 +22,9 @@ def draw(heads: int, tokens: int, *, seed: int, dtype=torch.float64) -> torch.Te
     return values.transpose(1, 2).requires_grad_()
 
 
+SHARED = LAYOUT.shared_length
+
+
 def row(dtype=torch.float64) -> tuple[torch.Tensor, ...]:
     return tuple(
         draw(heads, LAYOUT.row_length, seed=seed, dtype=dtype) for seed, heads in enumerate((HEADS, KV_HEADS, KV_HEADS))
@@ -33,18 +36,18 @@ def seen_by_completions() -> torch.Tensor:
     owner = torch.repeat_interleave(torch.arange(5), torch.tensor(LAYOUT.lengths))
     place = torch.arange(LAYOUT.token_count)
     own = (owner[:, None] == owner) & (place[:, None] >= place)
-    return torch.cat([torch.ones(LAYOUT.token_count, LAYOUT.prompt_length, dtype=torch.bool), own], dim=1)
+    return torch.cat([torch.ones(LAYOUT.token_count, SHARED, dtype=torch.bool), own], dim=1)
 
 
 def by_mask(query, key, value) -> torch.Tensor:
     """Completions by one dense mask."""
     key, value = (tensor.repeat_interleave(HEADS // KV_HEADS, dim=1) for tensor in (key, value))
-    own = query[:, :, LAYOUT.prompt_length :]
+    own = query[:, :, SHARED:]
     return scaled_dot_product_attention(own, key, value, attn_mask=seen_by_completions(), scale=SCALE)
 
 
 def by_parts(query, key, value) -> torch.Tensor:
-    start = LAYOUT.prompt_length
+    start = SHARED
     prompt, own = (key[:, :, :start], value[:, :, :start]), (key[:, :, start:], value[:, :, start:])
     return completion_attention(query[:, :, start:], prompt, own, LAYOUT.blocks, scale=SCALE)
 

@@ -115,7 +115,7 @@ def test_nothing_before_the_first_adapter_is_differentiated():
     hook = layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].requires_grad))
     learned(policy, engine)
     hook.remove()
-    assert inputs == [False, False]  # the forward and its second run
+    assert inputs == [False] * 4  # prompt and completions, the forward and its second run
     features = policy.family.encode_images(policy.model, PROMPT)
     assert not features.image_embeds.requires_grad
 

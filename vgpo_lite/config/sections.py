@@ -153,7 +153,7 @@ class MemoryConfig(Section):
     """Sizes that trade memory against time and change no result."""
 
     rows_per_micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Completions per forward and backward; auto: the whole group packed."""
+    """Completions per forward and backward; auto: as many as fit a quarter of the memory that copies would take."""
     prompts_per_decode: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Groups decoded together; auto: all of a step."""
     logprob_chunk: Annotated[int, Field(ge=1)] = 256

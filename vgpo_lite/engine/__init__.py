@@ -1,7 +1,8 @@
 """The model at work: groups are sampled, looked at and turned into gradients.
 
 Reading order: `protocol` (what an engine does), `layout` (the row a group shares), `attend` (attention over it),
-`passes` (forwards), `shared` (the engine), `batched` (the ordinary way, kept as the reference).
+`passes` (forwards), `plan` (how an update is cut), `shared` (the engine), `batched` (the ordinary way, kept as the
+reference). docs/engine.md tells it with a drawing.
 """
 
 from vgpo_lite.engine.choice import make_engine

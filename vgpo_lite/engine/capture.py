@@ -26,11 +26,6 @@ class Seen(NamedTuple):
     key: Float[Tensor, "batch kv_head token dim"]
     scale: float
 
-    def behind(self, first: Seen) -> Seen:
-        """The tokens of this, behind those of `first`, in one row."""
-        query, key = torch.cat([first.query, self.query], dim=2), torch.cat([first.key, self.key], dim=2)
-        return Seen(query, key, self.scale)
-
 
 class AttentionCapture:
     """An `AttentionWatch` that keeps one layer's queries and keys of one forward: memory does not grow with layers."""
@@ -66,33 +61,45 @@ class AttentionCapture:
 
 
 def row_attention_focus(
-    seen: Seen, layout: Layout, image_mask: Bool[Tensor, " prompt"], *, chunk_size: int
+    seen: Seen,
+    shared_key: Float[Tensor, "1 kv_head shared dim"],
+    layout: Layout,
+    image_mask: Bool[Tensor, " prompt"],
+    *,
+    chunk_size: int,
 ) -> Float[Tensor, "group token"]:
     """Attention focus of completions that share a prompt.
 
     Args:
-        seen: Queries of the *states* (the prompt's last token, then all completion tokens) and keys of the whole row
-            (the prompt, then all completion tokens), batch 1.
+        seen: Queries and keys of the completions' flat tokens, batch 1.
+        shared_key: The same layer's keys of the prompt's shared part.
         layout: Where the completions are.
         image_mask: True at the prompt's image tokens.
         chunk_size: Tokens whose attention weights exist at one time.
     """
-    emitting = layout.emitting_states().to(seen.query.device)
-    query = layout.padded(seen.query[0].transpose(0, 1)[emitting]).transpose(1, 2)
-    keys = seen.key[0]
-    own_key = layout.padded(keys[:, layout.prompt_length :].transpose(0, 1)).transpose(1, 2)
-    prompt_key = keys[:, : layout.prompt_length]
-    return attention_focus(query, prompt_key, own_key, image_mask, scale=seen.scale, chunk_size=chunk_size)
+    emitting = layout.emitting().to(seen.query.device)
+    queries, keys = seen.query[0].transpose(0, 1), seen.key[0].transpose(0, 1)
+    # A token's own key stands one place behind the query that emitted it. The last token's is never seen.
+    own_keys = keys.roll(-1, dims=0)[emitting]
+    return attention_focus(
+        layout.padded(queries[emitting]).transpose(1, 2),
+        torch.cat([shared_key.detach()[0], keys[0][:, None]], dim=1),
+        layout.padded(own_keys).transpose(1, 2),
+        image_mask,
+        scale=seen.scale,
+        chunk_size=chunk_size,
+    )
 
 
 def row_similarity_focus(
-    states: Float[Tensor, "state hidden"], image_states: Float[Tensor, "image hidden"], layout: Layout
+    states: Float[Tensor, "flat hidden"], image_states: Float[Tensor, "image hidden"], layout: Layout
 ) -> Float[Tensor, "group token"]:
-    """Similarity focus of completions that share a prompt; each token's own state is the one behind its emission.
+    """Similarity focus of completions that share a prompt; the layout feeds their last tokens.
 
     Args:
-        states: The prompt's last state, then those of all completion tokens, after the final norm.
+        states: States of the completions' flat tokens, after the final norm.
         image_states: States at the prompt's image tokens.
         layout: Where the completions are.
     """
-    return similarity_focus(layout.padded(states.detach()[1:]), image_states.detach())
+    own = layout.own().to(states.device)
+    return similarity_focus(layout.padded(states.detach()[own]), image_states.detach())

@@ -1,12 +1,11 @@
-"""The language model over a group's row, whole or in parts: embeddings in, states after the final norm out."""
+"""The language model over the parts of a group's row: embeddings in, states after the final norm out."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import torch
-
-from vgpo_lite.engine.stages import CompletionStage, PackedStage, PromptStage
+from vgpo_lite.engine.stages import CompletionStage, PromptReadError, PromptStage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,35 +26,42 @@ class Decoder:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._language_model = policy.family.language_model(policy.model)
-
-    def packed(
-        self, prompt: PromptInputs, layout: Layout, token_ids: Int[Tensor, " flat"], watch: AttentionWatch | None
-    ) -> Float[Tensor, "row_token hidden"]:
-        """The whole row at once."""
-        embeds = torch.cat([prompt.inputs_embeds, self._embeds(token_ids)], dim=1)
-        positions = torch.cat([prompt.position_ids, _positions(layout, prompt)], dim=2)
-        return self._run(embeds, positions, PackedStage(layout), watch, prompt.extras(layout.row_length))
+        self._last_layer = len(policy.family.layers(policy.model)) - 1
 
     def prompt(
-        self, prompt: PromptInputs, stage: PromptStage, watch: AttentionWatch | None
+        self, prompt: PromptInputs, stage: AttentionStage, watch: AttentionWatch | None
     ) -> Float[Tensor, "prompt hidden"]:
-        """The prompt alone; `stage` holds its keys and values afterwards."""
+        """The states of a prompt."""
         return self._run(prompt.inputs_embeds, prompt.position_ids, stage, watch, prompt.extras(prompt.length))
+
+    def keys_values(self, prompt: PromptInputs) -> dict[int, KeysAndValues]:
+        """A prompt's keys and values of every layer, and nothing that only its states would need."""
+        stage = PromptStage(last_layer=self._last_layer)
+        with suppress(PromptReadError):
+            self.prompt(prompt, stage, None)
+        return stage.keys_values
 
     def completions(
         self,
-        prompt: PromptInputs,
         keys_values: Mapping[int, KeysAndValues],
         layout: Layout,
         token_ids: Int[Tensor, " flat"],
+        *,
+        first_position: int,
         watch: AttentionWatch | None,
     ) -> Float[Tensor, "flat hidden"]:
-        """Some completions, on top of their prompt's keys and values."""
-        stage = CompletionStage(keys_values, layout)
-        return self._run(self._embeds(token_ids), _positions(layout, prompt), stage, watch, {})
+        """The states of some completions, on top of their prompt's keys and values.
 
-    def _embeds(self, token_ids: Int[Tensor, " flat"]) -> Float[Tensor, "1 flat hidden"]:
-        return self._policy.family.embed(self._policy.model, token_ids)[None]
+        Args:
+            keys_values: Of the shared part of the prompt.
+            layout: Where the completions are.
+            token_ids: What is fed (`layout.fed_ids`).
+            first_position: The position of the prompt's last token.
+            watch: Who looks on.
+        """
+        embeds = self._policy.family.embed(self._policy.model, token_ids)[None]
+        positions = (layout.places() + first_position).to(embeds.device).expand(3, 1, -1)
+        return self._run(embeds, positions, CompletionStage(keys_values, layout), watch, {})
 
     def _run(
         self,
@@ -69,9 +75,3 @@ class Decoder:
             inputs_embeds=embeds, position_ids=positions, use_cache=False, stage=stage, watch=watch, **extras
         )
         return output.last_hidden_state[0]
-
-
-def _positions(layout: Layout, prompt: PromptInputs) -> Int[Tensor, "3 1 flat"]:
-    """All completions go on from the prompt's last position."""
-    places = layout.token_places() + prompt.next_position
-    return places.to(prompt.position_ids.device).expand(3, 1, -1)

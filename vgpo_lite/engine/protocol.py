@@ -41,7 +41,7 @@ class EngineSettings:
         temperature: Of the log-probabilities, > 0.
         focus_signal: What is read from the last layer.
         needs_focus: Whether focus trains. Otherwise it is only reported, and no pass is spent on it alone.
-        rows_per_micro_batch: Completions per forward and backward, >= 1; None: the whole group in one row.
+        rows_per_micro_batch: Completions per forward and backward, >= 1; None: what `plan` chooses.
         prompts_per_decode: Groups decoded together, >= 1; None: all.
         logprob_chunk: Tokens whose logits exist at one time.
         focus_chunk: Tokens whose last-layer attention exists at one time.
@@ -59,7 +59,7 @@ class EngineSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> EngineSettings:
-        """The settings a run's configuration asks for; `auto` is the whole group and all prompts."""
+        """The settings a run's configuration asks for; `auto` is what fits, and all prompts."""
         memory = config.memory
         return cls(
             temperature=config.temperature,

@@ -1,9 +1,9 @@
-"""The engine that sees each image and each prompt once per group: packed, or in two stages.
+"""The engine that sees each image and each prompt once per group: undivided, or in micro-batches.
 
-*Packed*: one forward and one backward of the whole row. *Two stages*: the prompt once, with a graph; its keys and
-values are handed out as leaves; completions in micro-batches, each with its own backward into those leaves; then one
-backward through the prompt. Both give the gradients of the ordinary way exactly. Two stages need the memory of the
-prompt and one micro-batch, whatever the group's size.
+*Undivided*: the prompt, then all completions on its keys and values, one graph, one backward pass. *In micro-batches*:
+the prompt's keys and values are handed out as leaves; each micro-batch of completions goes backward into them on its
+own; then one backward pass through the prompt. Both give the gradients of the ordinary way exactly. Micro-batches need
+the memory of the prompt and one of them, whatever the group's size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from vgpo_lite.data_types import GroupSignals
 from vgpo_lite.engine.features import FeatureStore
 from vgpo_lite.engine.gradients import GroupLoss, added
 from vgpo_lite.engine.passes import GroupPasses, RowsPass
+from vgpo_lite.engine.plan import WEIGHT_TOKENS, Sizes, UpdatePlan, undivided, update_plan
 from vgpo_lite.engine.protocol import Look
 from vgpo_lite.engine.rollout import DecodePlan, sample_groups
 from vgpo_lite.models.modes import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -45,6 +46,8 @@ class SharedEngine:
         self._policy = policy
         self._features = FeatureStore(policy)
         self._passes = GroupPasses(policy, settings, self._features)
+        self._layer_count = len(policy.family.layers(policy.model))
+        self._layer_bytes = policy.family.kept_numbers(policy.model) * policy.dtype.itemsize
 
     def sample(
         self,
@@ -54,49 +57,49 @@ class SharedEngine:
         places: Sequence[int],
         on_step: Callable[[DecodeProgress], None] | None = None,
     ) -> list[RolloutGroup]:
-        """One prefill per prompt, its keys and values once per group. Two stages read focus here, packed does not."""
-        staged = not self._fits_one_row(sampling.num_generations)
+        """One prefill per prompt, its keys and values once per group. Focus is read for updates in micro-batches."""
+        divides = sampling.num_generations > (self.settings.rows_per_micro_batch or 1)
         plan = DecodePlan(
             prompts_per_decode=self.settings.prompts_per_decode,
-            focus_signal=self.settings.focus_signal if staged else None,
+            focus_signal=self.settings.focus_signal if divides else None,
             features=self._features.of,
         )
         return sample_groups(self._policy, prompts, sampling, places=places, plan=plan, on_step=on_step)
 
     def look(self, group: RolloutGroup, *, keep_graph: bool, reference: bool) -> Look:
-        """Packed and with a graph, focus costs no pass; in two stages it comes from decoding, or from one pass."""
-        logprobs, old_logprobs = None, None
+        """Undivided with a graph, focus costs no pass; in micro-batches it comes from decoding, or from one pass."""
+        plan, logprobs, old_logprobs = self._plan(group), None, None
         with evaluating(self._policy.model):
-            if keep_graph and self._fits_one_row(len(group.texts)):
-                with torch.enable_grad():
-                    seen = self._passes.packed(group, with_focus=True)
-                logprobs, focus = seen.logprobs, seen.focus
-            elif keep_graph and (group.decode_focus is not None or not self.settings.needs_focus):
+            if keep_graph and plan.rows < len(group.texts) and self._knows_focus(group):
                 focus = group.decode_focus
+            elif keep_graph and (plan.rows >= len(group.texts) or self.settings.rows_per_micro_batch is None):
+                with torch.enable_grad():
+                    seen = self._undivided(group, plan, with_focus=True)
+                logprobs, focus = seen.logprobs, seen.focus
             else:
-                seen = self._observe(group, with_focus=True)
-                focus = seen.focus
-                old_logprobs = None if keep_graph else seen.logprobs
-            ref_logprobs = self._reference(group) if reference else None
+                seen = self._observe(group, plan, with_focus=True)
+                focus, old_logprobs = seen.focus, None if keep_graph else seen.logprobs
+            ref_logprobs = self._reference(group, plan) if reference else None
         signals = GroupSignals(focus=_cpu(focus), old_logprobs=_cpu(old_logprobs), ref_logprobs=_cpu(ref_logprobs))
         return Look(group=group, signals=signals, logprobs=logprobs)
 
     def update(
         self, look: Look, advantages: Float[Tensor, "group token"], objective: Objective, denominator: float
     ) -> dict[str, tuple[float, float]]:
-        """One backward of the whole row, or one per micro-batch and one through the prompt."""
+        """One backward pass, or one per micro-batch and one through the prompt."""
         loss, group = GroupLoss(look, advantages, objective, denominator), look.group
         with evaluating(self._policy.model), torch.enable_grad():
             if look.logprobs is not None:
                 return loss.backward(look.logprobs)
-            if self._fits_one_row(len(group.texts)):
-                return loss.backward(self._passes.packed(group, with_focus=False).logprobs)
-            prompt = self._passes.prompt(group.prompt, with_focus=False)
+            plan, parts = self._plan(group), []
+            if plan.rows >= len(group.texts):
+                return loss.backward(self._undivided(group, plan, with_focus=False).logprobs)
+            prompt = self._passes.prompt(group.prompt, with_focus=False, kept_layers=plan.kept_prompt_layers)
             leaves = prompt.with_leaves()
-            parts = [
-                loss.backward(self._passes.completions(group, rows, leaves, with_focus=False).logprobs, rows)
-                for rows in self._micro_batches(group)
-            ]
+            for rows in _micro_batches(group, plan):
+                part = self._passes.completions(group, rows, leaves, with_focus=False, kept_layers=plan.kept_layers)
+                parts.append(loss.backward(part.logprobs, rows))
+                del part  # its graph, before the next one is built
             prompt.backward_from(leaves)
             return added(parts)
 
@@ -104,32 +107,43 @@ class SharedEngine:
         """Let go of the image features."""
         self._features.forget()
 
-    def _fits_one_row(self, rows: int) -> bool:
-        limit = self.settings.rows_per_micro_batch
-        return limit is None or rows <= limit
+    def _plan(self, group: RolloutGroup) -> UpdatePlan:
+        longest, rows = int(group.completion_mask.sum(dim=1).max()), len(group.texts)
+        sizes = Sizes(group.prompt.input_ids.shape[0], longest, rows, self._layer_count, self._layer_bytes)
+        recompute, wanted = self.settings.recompute, self.settings.rows_per_micro_batch
+        if wanted is not None:
+            return undivided(sizes, recompute=recompute)._replace(rows=wanted)
+        return update_plan(sizes, recompute=recompute, weight_tokens=WEIGHT_TOKENS[self._policy.device.type])
 
-    def _micro_batches(self, group: RolloutGroup) -> Iterator[slice]:
-        rows = self.settings.rows_per_micro_batch or len(group.texts)
-        for start in range(0, len(group.texts), rows):
-            yield slice(start, start + rows)
+    def _knows_focus(self, group: RolloutGroup) -> bool:
+        return group.decode_focus is not None or not group.prompt.has_image or not self.settings.needs_focus
+
+    def _undivided(self, group: RolloutGroup, plan: UpdatePlan, *, with_focus: bool) -> RowsPass:
+        if plan.rows < len(group.texts):  # made for less at one time
+            plan = plan._replace(kept_layers=1 if self.settings.recompute else self._layer_count)
+        prompt = self._passes.prompt(group.prompt, with_focus=with_focus, kept_layers=plan.kept_prompt_layers)
+        return self._passes.completions(group, slice(None), prompt, with_focus=with_focus, kept_layers=plan.kept_layers)
 
     @torch.no_grad()
-    def _observe(self, group: RolloutGroup, *, with_focus: bool) -> RowsPass:
-        """A pass without a graph, in as large parts as an update."""
-        if self._fits_one_row(len(group.texts)):
-            return self._passes.packed(group, with_focus=with_focus)
-        prompt = self._passes.prompt(group.prompt, with_focus=with_focus)
+    def _observe(self, group: RolloutGroup, plan: UpdatePlan, *, with_focus: bool) -> RowsPass:
+        """A pass without a graph, in parts as large as an update's."""
+        prompt = self._passes.prompt(group.prompt, with_focus=with_focus, kept_layers=self._layer_count)
         parts = [
-            self._passes.completions(group, rows, prompt, with_focus=with_focus) for rows in self._micro_batches(group)
+            self._passes.completions(group, rows, prompt, with_focus=with_focus, kept_layers=self._layer_count)
+            for rows in _micro_batches(group, plan)
         ]
         focus = [part.focus for part in parts if part.focus is not None]
         return RowsPass(
             logprobs=torch.cat([part.logprobs for part in parts]), focus=torch.cat(focus) if focus else None
         )
 
-    def _reference(self, group: RolloutGroup) -> Float[Tensor, "group token"]:
+    def _reference(self, group: RolloutGroup, plan: UpdatePlan) -> Float[Tensor, "group token"]:
         with self._policy.reference():
-            return self._observe(group, with_focus=False).logprobs
+            return self._observe(group, plan, with_focus=False).logprobs
+
+
+def _micro_batches(group: RolloutGroup, plan: UpdatePlan) -> list[slice]:
+    return [slice(start, start + plan.rows) for start in range(0, len(group.texts), plan.rows)]
 
 
 def _cpu(values: Tensor | None) -> Tensor | None:

@@ -1,10 +1,8 @@
-"""Who answers attention in each way of running a group: the whole row, the prompt alone, completions on top of it."""
+"""Who answers attention in each part of a group's row: the prompt, and the completions on top of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-import torch
 
 from vgpo_lite.engine.attend import causal_attention, completion_attention
 
@@ -18,23 +16,8 @@ if TYPE_CHECKING:
 KeysAndValues = tuple["Tensor", "Tensor"]
 
 
-class PackedStage:
-    """An `AttentionStage` for the whole row: the prompt, then all completions."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
-        """Two attentions, one for the prompt and one for the completions, end to end."""
-        parts = [self._layout.prompt_length, self._layout.token_count]
-        (prompt_query, own_query), (prompt_key, own_key), (prompt_value, own_value) = (
-            tensor.split(parts, dim=2) for tensor in (query, key, value)
-        )
-        prompt = causal_attention(prompt_query, prompt_key, prompt_value, scale=scale)
-        own = completion_attention(
-            own_query, (prompt_key, prompt_value), (own_key, own_value), self._layout.blocks, scale=scale
-        )
-        return torch.cat([prompt.transpose(1, 2), own.transpose(1, 2)], dim=1)
+class PromptReadError(Exception):
+    """Ends the forward of a prompt: its last keys and values are there, and nothing behind them is wanted."""
 
 
 class PromptStage:
@@ -44,12 +27,21 @@ class PromptStage:
         keys_values: Of each layer, as they stand in the graph of the forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last_layer: int | None = None) -> None:
+        """Prepare for one forward.
+
+        Args:
+            last_layer: The layer at whose keys and values the forward ends, with `PromptReadError`; None: it goes on to
+                the states.
+        """
         self.keys_values: dict[int, KeysAndValues] = {}
+        self._last_layer = last_layer
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
         """Causal attention; under checkpointing the second run's keys and values are not the graph's, and not kept."""
         self.keys_values.setdefault(layer, (key, value))
+        if layer == self._last_layer:
+            raise PromptReadError
         return causal_attention(query, key, value, scale=scale).transpose(1, 2)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+from vgpo_lite.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +55,24 @@ class PromptInputs:
     def length(self) -> int:
         """Tokens of the prompt."""
         return self.image_mask.shape[0]
+
+    def without_last_token(self) -> PromptInputs:
+        """All but the last token: what completions share, when each begins with that token itself.
+
+        Raises:
+            ModelError: The last token is the only one, or stands for an image.
+        """
+        if self.length < 2 or bool(self.image_mask[-1]):
+            raise ModelError(
+                f"a prompt must end with text behind its images, but this one has {self.length} tokens and ends with "
+                "an image; check the chat template"
+            )
+        return replace(
+            self,
+            inputs_embeds=self.inputs_embeds[:, :-1],
+            position_ids=self.position_ids[..., :-1],
+            image_mask=self.image_mask[:-1],
+        )
 
     def extras(self, row_length: int, *, rows: int = 1) -> Mapping[str, object]:
         """Further keywords of the language model for rows that begin with this prompt.
@@ -133,6 +153,10 @@ class Family(Protocol):
 
     def capture_layer(self, model: nn.Module) -> int:
         """The last layer with full attention, from 0: where focus is read."""
+        ...
+
+    def kept_numbers(self, model: nn.Module) -> int:
+        """How many numbers a decoder layer keeps of each token for its backward pass, about."""
         ...
 
     def shares_prompts(self, model: nn.Module) -> bool:
