@@ -33,6 +33,7 @@ def config_of(output: Path, **changes: object) -> RunConfig:
         "max_steps": 4,
         "num_generations": 4,
         "prompts_per_step": 2,
+        "max_resamples": 8,
         "learning_rate": 1e-3,
         "checkpoint": {"every": 2},
         "eval": {"limit": 0},
@@ -373,9 +374,9 @@ def test_rows_without_golds_train_with_a_reward_that_needs_none(tmp_path: Path) 
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
     rewards = tmp_path / "rewards.py"
     rewards.write_text(
-        "def ones(completions, **c):\n    return [float(c[0]['content'].count('1')) for c in completions]\n"
+        "def sums(completions, **c):\n    return [sum(map(ord, c[0]['content'])) % 7 for c in completions]\n"
     )
-    changes = {"dataset": str(tmp_path / "data"), "reward": {"functions": {f"{rewards}:ones": 1.0}}, "max_steps": 1}
+    changes = {"dataset": str(tmp_path / "data"), "reward": {"functions": {f"{rewards}:sums": 1.0}}, "max_steps": 1}
     summary = train(
         config_of(tmp_path / "run", **changes, data={"prompt_template": "{{ question }}"}, eval={"limit": 5})
     )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 IMAGE_SIDE = 112
 """Pixels along each side: 4 x 4 image tokens of 28 x 28 pixels in the Qwen2-VL family."""
+SIDE = 4
+"""Rows and columns of the grid: one cell to an image token."""
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (210, 60, 60),
     "green": (70, 165, 80),
@@ -29,48 +31,50 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SPLITS = {"train": 0, "eval": 1, "lessons": 2}
 """First number of every random stream: pictures of one split never come up in another."""
 LENGTHS = {"train": 20_000, "eval": 1_000}
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Raised whenever the same seed would draw another picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """How hard the pictures are to read.
+    """How hard the pictures are to read; the two variants are set by what the tiny model makes of them.
 
     Attributes:
-        side: Rows and columns of the grid, in 2..8.
-        most: Largest count a question asks for, in 1..side * side; counts are uniform over 0..most, so that the best
-            guess without the image is right once in most + 1 questions.
+        most: Largest count a question asks for, in 1..16; counts are uniform over 0..most, so that the best guess
+            without the image is right once in most + 1 questions.
         empty: Share of the other cells that stay empty, in [0, 1].
-        shift: Pixels by which a shape may stand off the middle of its cell, as a share of the cell.
+        pale: Share of the shapes that have lost between 40 and 80 % of their colour to the background, in [0, 1].
+        shift: How far a shape may stand off the middle of its cell, as a share of the cell, in [0, 0.15].
         noise: Standard deviation of the grain, in steps of 256.
         tint: Standard deviation of each shape's colour around its name's colour, in steps of 256.
     """
 
-    side: int = 4
     most: int = 7
     empty: float = 0.25
+    pale: float = 0.3
     shift: float = 0.12
     noise: float = 12.0
     tint: float = 14.0
 
 
-DIFFICULTIES = {"normal": Difficulty(), "harder": Difficulty(side=5, most=9, empty=0.2)}
+DIFFICULTIES = {"normal": Difficulty(), "harder": Difficulty(most=9, empty=0.1, pale=0.5, shift=0.15, noise=16.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """What stands where in several pictures; -1 marks an empty cell.
+    """What stands where in several pictures.
 
     Attributes:
-        shape: Index into SHAPES.
-        colour: Index into COLOURS.
+        shape: Index into SHAPES; -1 marks an empty cell.
+        colour: Index into COLOURS; means nothing in an empty cell.
+        fade: Share of its colour that each shape has lost to the background, in [0, 1].
         asked_shape: The shape that each picture's question asks for.
         asked_colour: The colour it asks for.
     """
 
     shape: Int[ndarray, "scene row column"]
     colour: Int[ndarray, "scene row column"]
+    fade: Float[ndarray, "scene row column"]
     asked_shape: Int[ndarray, " scene"]
     asked_colour: Int[ndarray, " scene"]
 
@@ -83,74 +87,73 @@ class Scenes:
 def random_scenes(generator: Generator, count: int, difficulty: Difficulty) -> Scenes:
     """Scenes whose asked count is uniform over 0..most.
 
-    Half of the other shapes share either the colour or the shape that is asked for.
+    Half of the other shapes share either the colour or the shape that is asked for, so that both must be seen.
     """
-    cells = difficulty.side**2
-    shape, colour = generator.integers(len(SHAPES), size=count), generator.integers(len(COLOURS), size=count)
-    wanted = generator.integers(difficulty.most + 1, size=count)
-    rank = generator.random((count, cells)).argsort(-1)
-    asked = rank < wanted[:, None]
+    grid = (count, SIDE, SIDE)
+    shape = generator.integers(len(SHAPES), size=(count, 1, 1))
+    colour = generator.integers(len(COLOURS), size=(count, 1, 1))
+    wanted = generator.integers(difficulty.most + 1, size=(count, 1))
+    asked = (generator.random((count, SIDE * SIDE)).argsort(-1) < wanted).reshape(grid)
 
-    other_shape = (shape[:, None] + generator.integers(1, len(SHAPES), size=(count, cells))) % len(SHAPES)
-    other_colour = (colour[:, None] + generator.integers(1, len(COLOURS), size=(count, cells))) % len(COLOURS)
-    kind = generator.random((count, cells))
-    shapes = np.where(asked | (kind < 0.25), shape[:, None], other_shape)
-    colours = np.where(asked | ((kind >= 0.25) & (kind < 0.5)), colour[:, None], other_colour)
-    bare = ~asked & (generator.random((count, cells)) < difficulty.empty)
-    grid = (count, difficulty.side, difficulty.side)
+    near = generator.random(grid)
+    other_shape = (shape + generator.integers(1, len(SHAPES), size=grid)) % len(SHAPES)
+    other_colour = (colour + generator.integers(1, len(COLOURS), size=grid)) % len(COLOURS)
+    bare = ~asked & (generator.random(grid) < difficulty.empty)
+    pale = generator.random(grid) < difficulty.pale
     return Scenes(
-        shape=np.where(bare, -1, shapes).reshape(grid),
-        colour=np.where(bare, -1, colours).reshape(grid),
-        asked_shape=shape,
-        asked_colour=colour,
+        shape=np.where(bare, -1, np.where(asked | (near < 0.25), shape, other_shape)),
+        colour=np.where(asked | (near >= 0.75), colour, other_colour),
+        fade=np.where(pale, generator.uniform(0.4, 0.8, grid), 0.0).astype(np.float32),
+        asked_shape=shape[:, 0, 0],
+        asked_colour=colour[:, 0, 0],
     )
-
-
-def _cover(
-    kind: Int[ndarray, ...], x: Float[ndarray, ...], y: Float[ndarray, ...], size: Float[ndarray, ...]
-) -> Float[ndarray, ...]:
-    """How much of each pixel a shape covers, from the pixel's place relative to the shape's middle."""
-    across, along = np.abs(x), np.abs(y)
-    longer, shorter = np.maximum(across, along), np.minimum(across, along)
-    distances = (
-        np.hypot(x, y),
-        longer / 0.9,
-        np.maximum((across * 1.732 + y + 0.15) / 1.1, -y / 0.75),
-        np.maximum(longer / 1.05, shorter / 0.4),
-    )
-    distance = np.full_like(x, np.inf)
-    for shape, value in enumerate(distances):
-        np.copyto(distance, value, where=kind == shape)
-    return np.clip((1 - distance) * size + 0.5, 0, 1)
 
 
 def draw(generator: Generator, scenes: Scenes, difficulty: Difficulty) -> UInt8[ndarray, "scene height width 3"]:
-    """Paint the scenes; `generator` decides the sizes, shifts, tints, the background and the grain."""
-    count, side = scenes.shape.shape[:2]
-    cell = IMAGE_SIDE / side
-    grid = (count, side, side)
+    """Paint the scenes; `generator` decides the sizes, places, tints, the background and the grain."""
+    cell = IMAGE_SIDE // SIDE
+    grid = scenes.shape.shape
     size = generator.uniform(0.26, 0.36, grid).astype(np.float32) * cell
     shift = generator.uniform(-difficulty.shift, difficulty.shift, (2, *grid)).astype(np.float32) * cell
-    paint = np.array(list(COLOURS.values()), np.float32)[np.clip(scenes.colour, 0, None)]
-    paint = paint + generator.normal(0, difficulty.tint, (*grid, 3)).astype(np.float32)
-
-    pixel = np.arange(IMAGE_SIDE, dtype=np.float32) + 0.5
-    of_cell = np.minimum((pixel / cell).astype(int), side - 1)
-    offset = pixel - (of_cell + 0.5).astype(np.float32) * cell
+    paint = np.array(list(COLOURS.values()), np.float32)[scenes.colour]
+    paint += generator.normal(0, difficulty.tint, paint.shape).astype(np.float32)
 
     def spread(values: ndarray) -> ndarray:
-        return values.take(of_cell, 1).take(of_cell, 2)
+        return values.repeat(cell, 1).repeat(cell, 2)
 
-    x = (offset[None, None, :] - spread(shift[0])) / spread(size)
-    y = (spread(shift[1]) - offset[None, :, None]) / spread(size)
-    cover = _cover(spread(scenes.shape), x, y, spread(size))[..., None]
+    offset = np.tile(np.arange(cell, dtype=np.float32) - (cell - 1) / 2, SIDE)
+    radius = spread(size)
+    x = (offset[None, None, :] - spread(shift[0])) / radius
+    y = (spread(shift[1]) - offset[None, :, None]) / radius
+    cover = _cover(spread(scenes.shape), x, y, radius) * (1 - spread(scenes.fade))
 
-    ground = generator.uniform(150, 240, (count, 1, 1, 1)).astype(np.float32)
-    grain = generator.standard_normal((count, IMAGE_SIDE, IMAGE_SIDE, 1), np.float32) * np.float32(difficulty.noise)
+    ground = generator.uniform(150, 240, (grid[0], 1, 1, 1)).astype(np.float32)
+    grain = generator.standard_normal((grid[0], IMAGE_SIDE, IMAGE_SIDE, 1), np.float32) * np.float32(difficulty.noise)
     picture = spread(paint) - ground
-    picture *= cover
+    picture *= cover[..., None]
     picture += ground + grain
     return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
+
+
+def _cover(
+    shape: Int[ndarray, "scene height width"],
+    x: Float[ndarray, "scene height width"],
+    y: Float[ndarray, "scene height width"],
+    radius: Float[ndarray, "scene height width"],
+) -> Float[ndarray, "scene height width"]:
+    """How much of each pixel its cell's shape covers; `x` (right) and `y` (up) count radii from the shape's middle."""
+    across, along = np.abs(x), np.abs(y)
+    longer, shorter = np.maximum(across, along), np.minimum(across, along)
+    borders = {  # 1 on the border of the shape, less inside
+        "circle": np.hypot(x, y),
+        "square": longer / 0.9,
+        "triangle": np.maximum((across * 1.732 + y + 0.15) / 1.1, -y / 0.75),
+        "cross": np.maximum(longer / 1.05, shorter / 0.4),
+    }
+    distance = np.full_like(x, np.inf)
+    for number, name in enumerate(SHAPES):
+        np.copyto(distance, borders[name], where=shape == number)
+    return np.clip((1 - distance) * radius + 0.5, 0, 1)
 
 
 def plural(shape: str) -> str:
@@ -163,7 +166,7 @@ def plural(shape: str) -> str:
 
 
 def counting_question(shape: int, colour: int) -> str:
-    """The question that asks how many shapes of one kind there are.
+    """The question that asks how many shapes of one kind there are, without the mark of its image.
 
     >>> counting_question(0, 0)
     'How many red circles are there?'
@@ -174,8 +177,8 @@ def counting_question(shape: int, colour: int) -> str:
 class ShapesRows:
     """Counting questions drawn from a seed: the same index is the same picture, on any machine.
 
-    Rows of one split and seed never share a random stream with another split or seed, so what is held out was never
-    seen in training.
+    The image stands after the question, so that a causal model reads it knowing what is asked. Rows of one split and
+    seed never share a random stream with another split or seed, so what is held out was never seen in training.
 
     Attributes:
         name: `shapes/<difficulty>/<split>`.
@@ -227,4 +230,4 @@ class ShapesRows:
 
 
 def _question(scenes: Scenes) -> str:
-    return "<image>" + counting_question(int(scenes.asked_shape[0]), int(scenes.asked_colour[0]))
+    return counting_question(int(scenes.asked_shape[0]), int(scenes.asked_colour[0])) + "<image>"
