@@ -1,8 +1,8 @@
 """The same training step by TRL's GRPOTrainer and by vgpo-lite: time of a step, of rollout and of update, peak memory.
 
-    python benchmarks/peers.py                     everything: hours on two cores; writes benchmarks/results/peers.json
-    python benchmarks/peers.py --smoke             a small model and short texts, to see that it runs; writes nothing
-    python benchmarks/peers.py --ratios 4:1 --repeat 1
+    python benchmarks/peers.py --write             everything: hours on two cores; writes benchmarks/results/peers.json
+    python benchmarks/peers.py --smoke             a small model and short texts, to see that it runs
+    python benchmarks/peers.py --ratios 4:1 --checkpointing on --repeat 1
 
 Same weights, prompt, group, completion length (no completion ends early), LoRA, loss (DAPO), precision and threads.
 Each measurement is a process of its own: it makes a step to warm up, times one, and repeats it once more with the
@@ -52,6 +52,7 @@ def main() -> None:
         "--cpu-time", action="store_true", help="count processor seconds: for a machine that others use"
     )
     options.add_argument("--smoke", action="store_true")
+    options.add_argument("--write", action="store_true", help="leave the result in benchmarks/results")
     options.add_argument("--one", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.one:
@@ -67,7 +68,7 @@ def main() -> None:
         for measurement in alternated(chosen, ratio, table[ratio], checkpointing == "on")
     ]
     print(json.dumps(measurements, indent=2))
-    if not chosen.smoke:
+    if chosen.write:
         write(measurements)
 
 
