@@ -1,18 +1,20 @@
 """The same training step by TRL's GRPOTrainer and by vgpo-lite: time of a step, of rollout and of update, peak memory.
 
-    python benchmarks/peers.py --write             everything: hours on two cores; writes benchmarks/results/peers.json
-    python benchmarks/peers.py --smoke             a small model and short texts, to see that it runs
-    python benchmarks/peers.py --ratios 4:1 --checkpointing on --repeat 1
+    python benchmarks/peers.py                     everything: hours of one core; writes benchmarks/results/peers.json
+    python benchmarks/peers.py --smoke             a small model and short texts, to see that it runs; writes nothing
+    python benchmarks/peers.py --write             what is measured so far, as benchmarks/results/peers.json
 
 Same weights, prompt, group, completion length (no completion ends early), LoRA, loss (DAPO), precision and threads.
-Each measurement is a process of its own: it makes a step to warm up, times one, and repeats it once more with the
-allocator recorded. The sides alternate; medians count. Three peers:
+Each measurement is a process of its own: a step to warm up, in which operations are counted, and a timed one; in the
+first round also one with the allocator recorded, since that number does not vary. The sides alternate; medians count.
+Measurements are appended to a log, and those that it holds are not repeated. Three peers:
 
     trl         GRPOTrainer as it comes. With gradient checkpointing it differentiates the frozen vision tower.
     trl-frozen  the same with the tower kept out of the backward pass: the fair one, which headlines use
     batched     vgpo-lite's own ordinary way (`engine=batched`)
 
-vgpo-lite runs VGPO, focus and weighting included; `ours-grpo` runs the same without weights.
+vgpo-lite runs VGPO, focus and weighting included. `floor` is the time that the counted operations of its step would
+take at the speed of a large matrix product on the same machine: no implementation of the same operations is faster.
 """
 
 from __future__ import annotations
@@ -28,70 +30,78 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SIDES = ("ours", "trl-frozen", "trl", "batched", "ours-grpo")
-WORK = {"4:1": (256, 64, 80), "1:1": (256, 64, 320), "16:1": (1024, 64, 68)}
+SIDES = ("ours", "trl-frozen", "batched", "trl")
+ROUNDS = {"ours": 3, "trl-frozen": 3, "batched": 3, "trl": 1}
+"""Measurements of each side. The unfair peer is measured once; nothing is claimed from it."""
+WORK = {"4:1": (256, 64, 80), "16:1": (1024, 64, 68), "1:1": (256, 64, 320)}
 """Image tokens, text tokens and completion tokens at each ratio of prompt to completion."""
 SMOKE = {"4:1": (16, 16, 8)}
 # Floors of the peer against vgpo-lite, by checkpointing: step, update and memory, and the ratios they are asked for at.
 FLOORS = {True: {"step": 3.0, "update": 5.0}, False: {"step": 2.5, "update": 4.0}}
 FLOOR_RATIOS = ("4:1", "16:1")
 MEMORY_FLOOR = 3.0
+LOG = Path(tempfile.gettempdir()) / "vgpo-lite-peers.jsonl"
+MATRIX = 1024
+"""Side of the square matrices whose product tells the machine's speed."""
 
 
 def main() -> None:
-    """Run the table, or one measurement of it."""
+    """Run what is missing of the table, or one measurement of it."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--ratios", nargs="+", default=list(WORK), help="prompt:completion")
     options.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    options.add_argument("--checkpointing", nargs="+", default=["on", "off"], choices=["on", "off"])
-    options.add_argument("--repeat", type=int, default=3, help="measurements of each kind")
+    options.add_argument("--rounds", type=int, default=3, help="measurements of each kind")
     options.add_argument("--model", default="52m", help="shape of the random model")
     options.add_argument("--generations", type=int, default=8)
-    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--log", type=Path, default=LOG, help="finished measurements, one a line")
     options.add_argument(
         "--cpu-time", action="store_true", help="count processor seconds: for a machine that others use"
     )
     options.add_argument("--smoke", action="store_true")
-    options.add_argument("--write", action="store_true", help="leave the result in benchmarks/results")
+    options.add_argument("--write", action="store_true", help="only write what the log holds")
     options.add_argument("--one", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.one:
         print(json.dumps(measured(json.loads(chosen.one))))
         return
-    table = WORK
     if chosen.smoke:
-        table, chosen.model, chosen.ratios, chosen.repeat = SMOKE, "3m", ["4:1"], 1
-    measurements = [
-        measurement
-        for ratio in chosen.ratios
-        for checkpointing in chosen.checkpointing
-        for measurement in alternated(chosen, ratio, table[ratio], checkpointing == "on")
-    ]
-    print(json.dumps(measurements, indent=2))
-    if chosen.write:
-        write(measurements)
+        chosen.model, chosen.ratios, chosen.rounds, chosen.log = "3m", ["4:1"], 1, Path(os.devnull)
+    log = [json.loads(line) for line in chosen.log.read_text().splitlines()] if chosen.log.is_file() else []
+    for job in [] if chosen.write else jobs(chosen):
+        if not any(seen["job"] == job for seen in log):
+            log.append({"job": job, "result": in_own_process(job)})
+            with chosen.log.open("a") as file:
+                file.write(json.dumps(log[-1]) + "\n")
+            print(json.dumps(log[-1]), flush=True)
+    if not chosen.smoke:
+        write(log)
 
 
-def alternated(chosen: argparse.Namespace, ratio: str, sizes: tuple[int, int, int], recompute: bool) -> list[dict]:
-    """Medians of every side at one ratio, the sides taking turns."""
-    runs: dict[str, list[dict[str, float]]] = {side: [] for side in chosen.sides}
-    kind = {"ratio": ratio, "checkpointing": recompute, "generations": chosen.generations}
-    for _ in range(chosen.repeat):
-        for side in chosen.sides:
-            job = {**kind, "side": side, "sizes": sizes, "model": chosen.model, "cpu_time": chosen.cpu_time}
-            runs[side].append(in_own_process(job, threads=chosen.threads))
-            print(json.dumps({**kind, "side": side, **runs[side][-1]}), file=sys.stderr, flush=True)
-    middle = {side: {name: median(run[name] for run in seen) for name in seen[0]} for side, seen in runs.items()}
-    ours = middle.get("ours")
+def jobs(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every measurement, the sides taking turns within a round."""
+    table = SMOKE if chosen.smoke else WORK
     return [
-        {**kind, "side": side, **values, **({f"{n}_ratio": v / ours[n] for n, v in values.items()} if ours else {})}
-        for side, values in middle.items()
+        {
+            "round": number,
+            "ratio": ratio,
+            "checkpointing": checkpointing,
+            "side": side,
+            "sizes": table[ratio],
+            "model": chosen.model,
+            "generations": chosen.generations,
+            "cpu_time": chosen.cpu_time,
+        }
+        for number in range(chosen.rounds)
+        for ratio in chosen.ratios
+        for checkpointing in (True, False)
+        for side in chosen.sides
+        if number < ROUNDS[side]
     ]
 
 
-def in_own_process(job: dict[str, Any], *, threads: int) -> dict[str, float]:
-    """One measurement; what it prints last is its result."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
+def in_own_process(job: dict[str, Any]) -> dict[str, float]:
+    """One measurement on one thread; what it prints last is its result."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
     command = [sys.executable, __file__, "--one", json.dumps(job)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -100,7 +110,7 @@ def in_own_process(job: dict[str, Any], *, threads: int) -> dict[str, float]:
 
 
 def measured(job: dict[str, Any]) -> dict[str, float]:
-    """Warm up, time a step, record the allocations of another."""
+    """Count the operations of a step, time the next one, and in the first round record the allocations of a third."""
     from workload import SHAPES, Work, write_model
 
     work = Work(*job["sizes"], job["generations"])
@@ -108,13 +118,26 @@ def measured(job: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), SHAPES[job["model"]])
         side = of_trl if job["side"].startswith("trl") else of_ours
-        return side(job, Path(folder), work, clock)
+        return {**side(job, Path(folder), work, clock), "operations_per_second": matrix_speed(clock)}
+
+
+def matrix_speed(clock: Any) -> float:
+    """Floating-point operations per second of a large float32 matrix product, the fastest of ten."""
+    import torch
+
+    left, right = torch.randn(2, MATRIX, MATRIX)
+    seconds = []
+    for _ in range(10):
+        started = clock()
+        left @ right
+        seconds.append(clock() - started)
+    return 2 * MATRIX**3 / min(seconds)
 
 
 def of_ours(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[str, float]:
     """A step of vgpo-lite."""
     from ours import Steps
-    from workload import DATA, peak_allocation
+    from workload import DATA, operation_counter, peak_allocation
 
     from vgpo_lite.config.load import load_config
 
@@ -124,7 +147,6 @@ def of_ours(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[st
         dtype="float32",
         device="cpu",
         engine="batched" if job["side"] == "batched" else "shared",
-        advantage="grpo" if job["side"] == "ours-grpo" else "vgpo",
         gradient_checkpointing=job["checkpointing"],
         num_generations=work.generations,
         max_completion_length=work.completion,
@@ -133,14 +155,16 @@ def of_ours(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[st
         data={"max_pixels": DATA.max_pixels, "max_prompt_length": DATA.max_prompt_length},
     )
     steps = Steps(config, work, clock=clock)
-    steps.step()
+    with operation_counter() as counted:
+        steps.step()
     seconds = steps.step()
-    return {
+    result = {
         "step": seconds.step,
         "rollout": seconds.rollout,
         "update": seconds.update + seconds.score,
-        "memory": float(peak_allocation(steps.step)),
+        "operations": float(counted.get_total_flops()),
     }
+    return result if job["round"] else {**result, "memory": float(peak_allocation(steps.step))}
 
 
 def of_trl(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[str, float]:
@@ -148,27 +172,92 @@ def of_trl(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[str
     from trl_peer import trainer_of, watched_steps
 
     trainer = trainer_of(
-        folder, work, checkpointing=job["checkpointing"], tower_in_backward=job["side"] == "trl", clock=clock
+        folder,
+        work,
+        checkpointing=job["checkpointing"],
+        tower_in_backward=job["side"] == "trl",
+        clock=clock,
+        records_memory=job["round"] == 0,
     )
     return watched_steps(trainer)
 
 
-def write(measurements: list[dict[str, Any]]) -> None:
-    """Leave the result, with the claims it is measured against."""
+def write(log: list[dict[str, Any]]) -> None:
+    """Leave medians and ratios, with the claims they are measured against."""
     from measured import claim, write_result
 
+    rows = summaries(log)
     claims = []
-    for row in measurements:
+    for row in rows:
         if row["side"] != "trl-frozen" or row["ratio"] not in FLOOR_RATIOS:
             continue
         how = f"{row['ratio']}, {'with' if row['checkpointing'] else 'without'} checkpointing"
+        floors = {**FLOORS[row["checkpointing"]], "memory": MEMORY_FLOOR}
         claims += [
-            claim(f"{name}, {how}", row[f"{name}_ratio"], ">=", floor, "times faster than TRL, tower kept out")
-            for name, floor in FLOORS[row["checkpointing"]].items()
+            claim(f"{name}, {how}", round(row["ratios"][name], 2), ">=", floor, unit_of(name))
+            for name, floor in floors.items()
         ]
-        claims.append(claim(f"memory, {how}", row["memory_ratio"], ">=", MEMORY_FLOOR, "times less than TRL"))
     packages = ("torch", "transformers", "peft", "trl")
-    write_result("peers", measurements={"rows": measurements}, claims=claims, packages=packages, gpu="none")
+    measurements = {"table": table_of(rows), "rows": rows, "log": log}
+    write_result("peers", measurements=measurements, claims=claims, packages=packages, gpu="none")
+
+
+def unit_of(name: str) -> str:
+    """In words, what a ratio says."""
+    return "times less than TRL" if name == "memory" else "times faster than TRL, tower kept out"
+
+
+def summaries(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians of each side at each ratio, and how many times ours they are."""
+    kinds: dict[tuple[str, bool], dict[str, list[dict[str, float]]]] = {}
+    for seen in log:
+        job = seen["job"]
+        sides = kinds.setdefault((job["ratio"], job["checkpointing"]), {})
+        sides.setdefault(job["side"], []).append(seen["result"])
+    rows = []
+    for (ratio, checkpointing), sides in kinds.items():
+        middle = {side: medians(results) for side, results in sides.items()}
+        ours = middle.get("ours")
+        for side, values in middle.items():
+            names = ("step", "rollout", "update", "memory", "operations")
+            rows.append(
+                {
+                    "ratio": ratio,
+                    "checkpointing": checkpointing,
+                    "side": side,
+                    "measurements": len(sides[side]),
+                    **values,
+                    "ratios": {name: values[name] / ours[name] for name in names} if ours else {},
+                    "times_its_floor": values["step"] * values["operations_per_second"] / values["operations"],
+                }
+            )
+    return rows
+
+
+def medians(results: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each value over the measurements that hold it."""
+    names = dict.fromkeys(name for result in results for name in result)
+    return {name: median(result[name] for result in results if name in result) for name in names}
+
+
+def table_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Every measured row as a reader wants it: times, memory, and how many times ours."""
+    columns = ["prompt : completion", "checkpointing", "side", "step", "update", "peak memory", "operations", "x floor"]
+    cells = [
+        [
+            row["ratio"],
+            "on" if row["checkpointing"] else "off",
+            row["side"],
+            *(
+                f"{row[name] / unit:.3g} {word} ({row['ratios'][name]:.2f}x)" if row["ratios"] else "-"
+                for name, unit, word in (("step", 1, "s"), ("update", 1, "s"), ("memory", 1e6, "MB"))
+            ),
+            f"{row['operations'] / 1e12:.3g} T ({row['ratios']['operations']:.2f}x)" if row["ratios"] else "-",
+            f"{row['times_its_floor']:.2f}",
+        ]
+        for row in rows
+    ]
+    return {"columns": columns, "rows": cells}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl_head import ChunkedHead
-from workload import peak_of, question
+from workload import operation_counter, peak_of, question
 
 from vgpo_lite.models.families import family_of
 
@@ -55,16 +55,19 @@ class TimedTrainer(GRPOTrainer):
 
 
 class Watch(TrainerCallback):
-    """Times one step and records the allocations of another."""
+    """Counts the operations of a step, times the next and records the allocations of a third."""
 
     def __init__(self, trainer: TimedTrainer) -> None:
         self._trainer = trainer
         self._started = 0.0
+        self._counted = operation_counter()
         self._record: profile | None = None
         self.result: dict[str, float] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
-        """Start the watch, or the recording."""
+        """Start the count, the watch, or the recording."""
+        if state.global_step + 1 == WARM:
+            self._counted.__enter__()
         if state.global_step + 1 == RECORDED:
             self._record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self._record.__enter__()
@@ -72,6 +75,9 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
         """Read it."""
+        if state.global_step == WARM:
+            self._counted.__exit__(None, None, None)
+            self.result["operations"] = float(self._counted.get_total_flops())
         if state.global_step == TIMED:
             step, rollout = self._trainer.clock() - self._started, self._trainer.rollout_seconds
             self.result |= {"step": step, "rollout": rollout, "update": step - rollout}
@@ -82,9 +88,15 @@ class Watch(TrainerCallback):
 
 
 def trainer_of(
-    folder: Path, work: Work, *, checkpointing: bool, tower_in_backward: bool, clock: Callable[[], float]
+    folder: Path,
+    work: Work,
+    *,
+    checkpointing: bool,
+    tower_in_backward: bool,
+    clock: Callable[[], float],
+    records_memory: bool,
 ) -> TimedTrainer:
-    """A trainer for three steps on the benchmark's question, with the settings of vgpo-lite's defaults."""
+    """A trainer for the steps that are measured on the benchmark's question, with the settings of vgpo-lite's defaults."""
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     family = family_of(model.config)
@@ -98,7 +110,7 @@ def trainer_of(
     row = {"prompt": [{"role": "user", "content": text}], "images": list(sample.images)}
     settings = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        max_steps=RECORDED,
+        max_steps=RECORDED if records_memory else TIMED,
         per_device_train_batch_size=work.generations,
         num_generations=work.generations,
         max_completion_length=work.completion,

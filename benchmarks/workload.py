@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 import vgpo_lite.models.tiny
@@ -119,6 +120,23 @@ def question(work: Work, processor: Any) -> Sample:
         if encode_prompt(sample, processor, DATA).input_ids.shape[0] >= work.image_tokens + work.text_tokens:
             return sample
         words += WORDS
+
+
+def operation_counter() -> FlopCounterMode:
+    """Counts floating-point operations of products; torch's own forgets the fused attention of a CPU."""
+    kernels = torch.ops.aten
+
+    def forward(query, key, value, *_others, out_shape=None, **_more):
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient, query, key, value, *_others, out_shape=None, **_more):
+        return sdpa_backward_flop_count(gradient, query, key, value)
+
+    forms = {
+        kernels._scaled_dot_product_flash_attention_for_cpu: forward,
+        kernels._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=forms)
 
 
 def peak_allocation(function: Callable[[], object]) -> int:
