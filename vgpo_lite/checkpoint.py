@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
 from vgpo_lite.errors import CheckpointError
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.storage import discard_folder, json_bytes, storage_errors, sync_folder, write_synced
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         try:
+            failpoint("checkpoint.before_files")
             _write_files(beside, checkpoint)
+            failpoint("checkpoint.before_rename")
             if final.exists():
                 discard_folder(final)
             beside.replace(final)
@@ -79,6 +82,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         sync_folder(root)
+        failpoint("checkpoint.after_rename")
         for old in checkpoints(root)[:-keep]:
             discard_folder(old)
     return final
@@ -96,7 +100,9 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     }
     for name, data in files.items():
         write_synced(folder / name, data)
+        failpoint("checkpoint.between_files")
     manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    failpoint("checkpoint.before_manifest")
     write_synced(folder / _MANIFEST, json_bytes({"format": 1, "files": manifest}))
     sync_folder(folder)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vgpo_lite.data_types import Accuracy, Sampling
 from vgpo_lite.errors import DataError
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.preparation import open_workbench
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def measured_accuracy(
     greedy = Sampling(num_generations=1, max_completion_length=bench.config.max_completion_length, temperature=0.0)
     right = graded = 0
     for start in range(0, total, bench.config.eval.batch_size):
+        failpoint("evaluate.batch")
         rows = range(start, min(start + bench.config.eval.batch_size, total))
         prompts = [bench.prompt(bench.held_out, row) for row in rows]
         groups = bench.engine.sample(prompts, greedy, places=list(rows), on_step=poll)

@@ -34,6 +34,7 @@ from vgpo_lite.errors import (
     StorageError,
     VgpoLiteError,
 )
+from vgpo_lite.failpoints import check_failpoints
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
@@ -76,6 +77,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
     if resume == "never":
         refuse_existing_run(output)
     check_tracker(config.report_to)
+    check_failpoints()
     with RunLock(output):
         checkpoint, notes = _found_checkpoint(output, resume)
         forget_after(output, 0 if checkpoint is None else checkpoint.step)

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import ConfigError
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.storage import json_bytes, replace_file, storage_errors
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ class RunRecorder:
     def step(self, report: StepReport) -> None:
         """Append a step's metrics; a value that is not finite is written as null."""
         values = {name: value if math.isfinite(value) else None for name, value in report.metrics.items()}
-        self._append(self._metrics, {"step": report.step, **values})
+        self._append(self._metrics, "record.step", {"step": report.step, **values})
 
     def event(self, kind: str, **facts: object) -> None:
         """Append something that happened, with the time in seconds since 1970."""
-        self._append(self._events, {"time": round(time.time(), 3), "kind": kind, **facts})
+        self._append(self._events, "record.event", {"time": round(time.time(), 3), "kind": kind, **facts})
 
     def status(self, state: str, **facts: object) -> None:
         """Replace status.json."""
@@ -109,8 +110,9 @@ class RunRecorder:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         replace_file(self._folder / "completions" / f"step-{step:06d}.parquet", sink.getvalue().to_pybytes())
 
-    def _append(self, file: TextIO, entry: Mapping[str, object]) -> None:
+    def _append(self, file: TextIO, site: str, entry: Mapping[str, object]) -> None:
         with storage_errors(file.name):
+            failpoint(site)
             file.write(json.dumps(entry, allow_nan=False) + "\n")
             file.flush()
 

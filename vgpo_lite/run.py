@@ -19,6 +19,7 @@ from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, gen
 from vgpo_lite.data_types import RunSummary
 from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import device_in_words, peak_bytes
 from vgpo_lite.models.lora import adapter_state, save_adapter
@@ -292,10 +293,12 @@ class Run:
         final, beside = self.output / "adapter", self.output / ".tmp-adapter"
         with storage_errors(str(final)):
             shutil.rmtree(beside, ignore_errors=True)
+            failpoint("adapter.before_files")
             try:
                 save_adapter(self.bench.policy, beside)
             except SafetensorError as error:  # what safetensors makes of a full disk
                 raise OSError(str(error)) from error
+            failpoint("adapter.before_rename")
             if final.exists():
                 discard_folder(final)
             beside.replace(final)

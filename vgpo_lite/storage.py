@@ -9,6 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import StorageError
+from vgpo_lite.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,9 @@ def replace_file(path: Path, data: bytes) -> None:
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        failpoint("file.before_write")
         write_synced(beside, data)
+        failpoint("file.before_rename")
         beside.replace(path)
         sync_folder(path.parent)
 
@@ -70,4 +73,5 @@ def discard_folder(folder: Path) -> None:
     trash = folder.with_name(f".trash-{folder.name}-{os.getpid()}")
     folder.replace(trash)
     sync_folder(folder.parent)
+    failpoint("folder.before_delete")
     shutil.rmtree(trash, ignore_errors=True)

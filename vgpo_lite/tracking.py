@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import ConfigError
+from vgpo_lite.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,7 +61,11 @@ class Tracker:
         """Mirror one step."""
         tracker = self._tracker
         if tracker is not None:
-            self._guarded(lambda: tracker.log(dict(metrics), step=step))
+            self._guarded(lambda: self._send(tracker, step, metrics))
+
+    def _send(self, tracker: GeneralTracker, step: int, metrics: Mapping[str, float]) -> None:
+        failpoint("tracker.log")
+        tracker.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Let the tracker finish what it has."""

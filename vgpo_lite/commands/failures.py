@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from vgpo_lite.errors import HardwareError, StorageError, VgpoLiteError
+from vgpo_lite.failpoints import check_failpoints
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -49,6 +50,7 @@ def failures_told() -> Iterator[None]:
         typer.Exit: Something failed that is the user's to change, or the user stopped the command.
     """
     try:
+        check_failpoints()
         yield
         sys.stdout.flush()
     except VgpoLiteError as error:

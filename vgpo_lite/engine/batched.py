@@ -19,6 +19,7 @@ from vgpo_lite.engine.gradients import GroupLoss, added
 from vgpo_lite.engine.logprobs import token_logprobs
 from vgpo_lite.engine.passes import RowsPass
 from vgpo_lite.engine.protocol import Look
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.checkpointing import recomputing
 from vgpo_lite.models.modes import evaluating
 
@@ -65,7 +66,10 @@ class BatchedEngine:
         keeps = keep_graph and len(micro_batches) == 1
         with evaluating(self._policy.model):
             with torch.set_grad_enabled(keeps):
-                parts = [self._rows(group, rows, with_focus=True) for rows in micro_batches]
+                parts: list[RowsPass] = []
+                for rows in micro_batches:
+                    failpoint("look.micro_batch")
+                    parts.append(self._rows(group, rows, with_focus=True))
             if reference:
                 with torch.no_grad(), self._policy.reference():
                     ref_logprobs = torch.cat([self._rows(group, r, with_focus=False).logprobs for r in micro_batches])

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from vgpo_lite.engine.completions import Completions
 from vgpo_lite.engine.rollout import DecodeProgress
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _steps(policy: Policy, prompt: Prompt, sampling: Sampling, completions: Comp
     for token in range(limit):
         ids, alive = completions.draw(token, logits, rows, alive)
         rows_alive = int(alive.sum())
+        failpoint("decode.step")
         yield rows_alive, rows_alive * (limit - token - 1)
         if token + 1 == limit or rows_alive == 0:
             return

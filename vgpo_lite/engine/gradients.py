@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vgpo_lite.algorithm.objective import policy_loss
+from vgpo_lite.failpoints import failpoint, poisoned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,6 +37,7 @@ class GroupLoss:
 
     def backward(self, logprobs: Float[Tensor, "row token"], rows: slice = ALL_ROWS) -> dict[str, tuple[float, float]]:
         """Go backward from the log-probabilities of these rows; returns their metrics as (sum, count)."""
+        failpoint("update.micro_batch")
         signals, device = self.look.signals, logprobs.device
         old, reference = (
             None if values is None else values[rows].to(device)
@@ -50,7 +52,7 @@ class GroupLoss:
             denominator=self.denominator,
             ref_logprobs=reference,
         )
-        part.loss.backward()
+        poisoned("update.gradient", part.loss).backward()
         return {name: (float(total), float(count)) for name, (total, count) in part.sums.items()}
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vgpo_lite.failpoints import failpoint
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -115,6 +117,8 @@ def apply_gradients(
     if applied:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
+        failpoint("optimizer.before_step")
         optimizer.step()
+        failpoint("optimizer.after_step")
     optimizer.zero_grad(set_to_none=True)
     return GradientStep(norm=norm, applied=applied)

@@ -17,6 +17,7 @@ from vgpo_lite.engine.completions import Completions
 from vgpo_lite.engine.decode import GroupCache
 from vgpo_lite.engine.decoder import Decoder
 from vgpo_lite.engine.stages import PromptStage
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.attention import use_shared_attention
 from vgpo_lite.models.modes import evaluating
 
@@ -169,6 +170,7 @@ class _Batch:
         for token in range(limit):
             ids = self._draw(token)
             alive, needed = torch.stack([self._alive, self._needed]).sum(dim=-1).tolist()
+            failpoint("decode.step")
             yield sum(alive), sum(alive) * (limit - token - 1)
             is_last = token + 1 == limit or sum(alive) == 0
             if is_last and self._plan.focus_signal != "similarity":

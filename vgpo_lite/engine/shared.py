@@ -19,6 +19,7 @@ from vgpo_lite.engine.passes import GroupPasses, RowsPass
 from vgpo_lite.engine.plan import WEIGHT_TOKENS, Sizes, UpdatePlan, undivided, update_plan
 from vgpo_lite.engine.protocol import Look
 from vgpo_lite.engine.rollout import DecodePlan, sample_groups
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class SharedEngine:
             if keep_graph and plan.rows < len(group.texts) and self._knows_focus(group):
                 focus = group.decode_focus
             elif keep_graph and (plan.rows >= len(group.texts) or self.settings.rows_per_micro_batch is None):
+                failpoint("look.micro_batch")
                 with torch.enable_grad():
                     seen = self._undivided(group, plan, with_focus=True)
                 logprobs, focus = seen.logprobs, seen.focus
@@ -128,10 +130,11 @@ class SharedEngine:
     def _observe(self, group: RolloutGroup, plan: UpdatePlan, *, with_focus: bool) -> RowsPass:
         """A pass without a graph, in parts as large as an update's."""
         prompt = self._passes.prompt(group.prompt, with_focus=with_focus, kept_layers=self._layer_count)
-        parts = [
-            self._passes.completions(group, rows, prompt, with_focus=with_focus, kept_layers=self._layer_count)
-            for rows in _micro_batches(group, plan)
-        ]
+        parts: list[RowsPass] = []
+        for rows in _micro_batches(group, plan):
+            failpoint("look.micro_batch")
+            kept = self._layer_count
+            parts.append(self._passes.completions(group, rows, prompt, with_focus=with_focus, kept_layers=kept))
         focus = [part.focus for part in parts if part.focus is not None]
         return RowsPass(
             logprobs=torch.cat([part.logprobs for part in parts]), focus=torch.cat(focus) if focus else None

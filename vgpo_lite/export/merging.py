@@ -16,6 +16,7 @@ from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ConfigError, MergeError
 from vgpo_lite.export.card import Base, MergeReport, model_card
 from vgpo_lite.export.sources import adapter_folder, read_json, workplace
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.agreement import Agreement, agreement, probe_logits, probes
 from vgpo_lite.models.hub import model_files
 from vgpo_lite.models.loading import (
@@ -188,6 +189,7 @@ def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agree
     before = _before_merging(job, model, family) if job.verify else None
     rounding_error = merge_into(model, job.adapter, stored)
     with storage_errors(str(folder)):
+        failpoint("export.before_files")
         is_stored = stored_quantization(job.files.config, job.files.model_id) is not None
         save_model(model, folder, stored, checkpoint_names=not is_stored)
         _copy_companions(job.files.folder, folder)
@@ -245,6 +247,7 @@ def _finish(report: MergeReport, temporary: Path, output: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary)
+        failpoint("export.before_rename")
         temporary.replace(output)
         sync_folder(output.absolute().parent)
 

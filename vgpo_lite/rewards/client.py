@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vgpo_lite.errors import HardwareError
+from vgpo_lite.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -140,6 +141,7 @@ class GradingServer:
                 connection.ask({"id": number, "gold": gold, "answer": answer})
         connection.heard = time.monotonic()
         while not connection.ready or len(verdicts) < len(pairs):
+            failpoint("grade.waiting")
             poll()
             replies = connection.exchange(POLL_SECONDS)
             if replies is None:

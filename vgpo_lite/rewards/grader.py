@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from vgpo_lite.data_types import GroupRewards
+from vgpo_lite.failpoints import failpoint
 from vgpo_lite.rewards.composition import judged, load_rewards
 from vgpo_lite.rewards.correctness import AnswerGrader, completion_text
 
@@ -62,6 +63,7 @@ class Grader:
         """
         import torch
 
+        failpoint("grade.before")
         components = {}
         total = torch.zeros(len(group.texts), dtype=torch.float32)
         for reward in self._rewards:
