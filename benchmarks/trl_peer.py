@@ -96,7 +96,7 @@ def trainer_of(
     clock: Callable[[], float],
     records_memory: bool,
 ) -> TimedTrainer:
-    """A trainer for the steps that are measured on the benchmark's question, with the settings of vgpo-lite's defaults."""
+    """A trainer for the measured steps on the benchmark's question, with the settings of vgpo-lite's defaults."""
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     family = family_of(model.config)
