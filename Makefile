@@ -33,7 +33,7 @@ check: $(VENV)/.installed-dev
 
 # One thread a test process: the tests' tensors are small, and threads that wait for each other cost more than they bring.
 pytest: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
