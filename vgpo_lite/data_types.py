@@ -202,6 +202,65 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryPhase:
+    """What one phase of a run holds at its worst moment.
+
+    Attributes:
+        name: `vision`, `rollout`, `score`, `update`, `optimizer` or `measuring`.
+        parts: Bytes of each part, such as weights or logits; no part is empty.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Predicted memory of a run, for the largest group of its data with every completion at its limit.
+
+    Attributes:
+        phases: What each phase holds.
+        reserve_bytes: Kept free beside tensors, for the device's context and gaps between tensors; 0 on a CPU.
+        limit_bytes: What the run may use; None: nobody said.
+        prompt_tokens: Tokens of the largest prompt.
+        image_tokens: Those of its images.
+        choices: What the planner chose for settings that are `auto`, and what it gave up, in words.
+    """
+
+    phases: tuple[MemoryPhase, ...]
+    reserve_bytes: int
+    limit_bytes: int | None
+    prompt_tokens: int
+    image_tokens: int
+    choices: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> MemoryPhase:
+        """The phase that holds most."""
+        return max(self.phases, key=lambda phase: phase.total_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of tensors at one time: what the device's allocator would tell as its peak."""
+        return self.worst.total_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """The peak and the reserve."""
+        return self.peak_bytes + self.reserve_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within the limit, or there is none."""
+        return self.limit_bytes is None or self.needed_bytes <= self.limit_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """What a run is about to do, for the user to read before it starts.
 
@@ -215,6 +274,9 @@ class RunPlan:
         max_steps: Optimizer steps of the whole run.
         first_step: The step this process starts with: 1, or more after a resume.
         device: Where it runs, in words.
+        memory: What it will hold.
+        seconds_left: How long the rest should take, from the steps of the run it continues; None where no step has
+            been timed yet.
         notes: Anything else worth a line, such as a warning about an evaluation data set.
     """
 
@@ -227,6 +289,8 @@ class RunPlan:
     max_steps: int
     first_step: int
     device: str
+    memory: MemoryPlan
+    seconds_left: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -242,6 +306,9 @@ class RunSummary:
         after: The same afterwards.
         seconds: Wall-clock time of this process's training.
         peak_bytes: Highest memory in use, as the device counts it.
+        peak_is_of_process: Whether that is of the whole process, libraries and data included, as on a CPU, and not of
+            tensors alone, as on a GPU.
+        predicted_peak_bytes: Highest memory of tensors, as it was planned.
     """
 
     output: str
@@ -251,6 +318,8 @@ class RunSummary:
     after: Accuracy | None
     seconds: float
     peak_bytes: int
+    peak_is_of_process: bool
+    predicted_peak_bytes: int
 
 
 class Listener(Protocol):

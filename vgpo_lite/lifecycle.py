@@ -39,7 +39,7 @@ from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
-from vgpo_lite.recording import RunLock, RunRecorder, forget_after, refuse_existing_run
+from vgpo_lite.recording import RunLock, RunRecorder, forget_after, recorded_values, refuse_existing_run
 from vgpo_lite.run import Progress, Run, identity
 from vgpo_lite.storage import discard_folder, json_bytes, replace_file
 from vgpo_lite.tracking import Tracker, check_tracker
@@ -170,6 +170,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
         before=None if before is None else Accuracy(**before),
     )
     run.first_step = checkpoint.step + 1
+    run.step_seconds = recorded_values(run.output, "time/step_seconds")
     if checkpoint.pending:
         run.pending = restored_window(checkpoint.pending, prompt_at=run.prompt_at, text_of=run.bench.policy.text_of)
     run.recorder.event("resumed", step=checkpoint.step)
@@ -213,6 +214,8 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
         max_steps=run.config.max_steps,
         first_step=run.first_step,
         device=device_in_words(bench.policy.device),
+        memory=bench.memory,
+        seconds_left=run.seconds_left if run.step_seconds else None,
         notes=(*bench.notes, *notes),
     )
 

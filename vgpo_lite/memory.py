@@ -23,6 +23,11 @@ def peak_bytes(device: torch.device) -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT_BYTES
 
 
+def counts_process(device: torch.device) -> bool:
+    """Whether `peak_bytes` counts the whole process, and not tensors alone."""
+    return device.type != "cuda"
+
+
 def start_peak(device: torch.device) -> None:
     """Begin a new peak on a GPU; on a CPU the process's own high-water mark stays."""
     if device.type == "cuda":

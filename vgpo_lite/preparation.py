@@ -15,14 +15,15 @@ from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
 from vgpo_lite.memory import cpu_threads
 from vgpo_lite.models import load_policy
-from vgpo_lite.prompts import encode_prompt, prompts_fit
+from vgpo_lite.planning import Job, architecture_of, memory_plan
+from vgpo_lite.prompts import encode_prompt, largest_prompt, prompts_fit
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener, Outline, Prompt
+    from vgpo_lite.data_types import Listener, MemoryPlan, Outline, Prompt
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
@@ -44,6 +45,7 @@ class Workbench:
         train: Rows that train, unusable ones left out; empty when only measuring.
         held_out: Rows that measure.
         report: Rows left out, with reasons.
+        memory: What the run is going to hold.
         notes: What the user should read before the run starts.
     """
 
@@ -55,6 +57,7 @@ class Workbench:
     train: Rows
     held_out: Rows
     report: DataReport
+    memory: MemoryPlan
     notes: tuple[str, ...]
 
     def prompt(self, rows: Rows, index: int) -> Prompt:
@@ -107,6 +110,7 @@ def open_workbench(
             train=fitting["train"],
             held_out=fitting["held out"],
             report=report,
+            memory=_memory(policy, config, fitting),
             notes=split.notes,
         )
 
@@ -128,6 +132,19 @@ def _fitting(rows: Rows, policy: Policy, config: RunConfig, report: DataReport) 
     outlines = list(rows.outlines())
     fitting = prompts_fit(outlines, policy.processor, config.data)
     return _keep(rows, outlines, fitting, report, TOO_LONG)
+
+
+def _memory(policy: Policy, config: RunConfig, rows: Mapping[str, Rows]) -> MemoryPlan:
+    """What a run will hold with the largest of its prompts."""
+    outlines = (outline for part in rows.values() for outline in part.outlines())
+    job = Job(
+        model=architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id),
+        config=config,
+        largest=largest_prompt(outlines, policy.processor, config.data),
+        device=policy.device.type,
+        eval_rows=len(rows["held out"]),
+    )
+    return memory_plan(job)
 
 
 def _keep(

@@ -152,6 +152,14 @@ def forget_after(folder: Path, step: int) -> None:
             file.unlink(missing_ok=True)
 
 
+def recorded_values(folder: Path, name: str) -> list[float]:
+    """What metrics.jsonl says of one metric, step by step; steps without it are left out."""
+    metrics = folder / "metrics.jsonl"
+    lines = _whole_lines(metrics) if metrics.exists() else []
+    values = (json.loads(line).get(name) for line in lines)
+    return [value for value in values if value is not None]
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     """The complete JSON lines of a file: a line that a kill cut short is left out."""
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -21,7 +21,7 @@ from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.invariants import AdaptersMoved
-from vgpo_lite.memory import device_in_words, peak_bytes
+from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
 from vgpo_lite.models.lora import adapter_state, save_adapter
 from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_folder
 from vgpo_lite.windows import window_tensors
@@ -264,6 +264,8 @@ class Run:
             after=after,
             seconds=time.monotonic() - self.started,
             peak_bytes=peak_bytes(self.bench.policy.device),
+            peak_is_of_process=counts_process(self.bench.policy.device),
+            predicted_peak_bytes=self.bench.memory.peak_bytes,
         )
         if self.progress.useful_groups == 0:
             raise NothingLearnedError(

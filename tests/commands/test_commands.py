@@ -32,7 +32,15 @@ class Calls:
 
 def finished(config, *, listener, resume) -> RunSummary:
     summary = RunSummary(
-        output=config.output_folder, steps=2, updated_steps=2, before=WITHOUT, after=WITH, seconds=3.0, peak_bytes=10**9
+        output=config.output_folder,
+        steps=2,
+        updated_steps=2,
+        before=WITHOUT,
+        after=WITH,
+        seconds=3.0,
+        peak_bytes=10**9,
+        peak_is_of_process=True,
+        predicted_peak_bytes=10**8,
     )
     listener.finished(summary)
     return summary

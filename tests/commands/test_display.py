@@ -9,10 +9,21 @@ import pytest
 
 from vgpo_lite.commands import words
 from vgpo_lite.commands.display import PlainListener, QuietListener, TerminalListener, watching
-from vgpo_lite.data_types import Accuracy, Listener, RunPlan, RunSummary, StepReport
+from vgpo_lite.data_types import Accuracy, Listener, MemoryPhase, MemoryPlan, RunPlan, RunSummary, StepReport
 
 BEFORE = Accuracy(right=96, total=200, low=0.4118, high=0.5490)
 AFTER = Accuracy(right=122, total=200, low=0.5409, high=0.6749)
+MEMORY = MemoryPlan(
+    phases=(
+        MemoryPhase(name="rollout", parts={"weights": 2_000_000_000, "logits": 100_000_000}),
+        MemoryPhase(name="update", parts={"weights": 2_000_000_000, "activations": 4_900_000_000}),
+    ),
+    reserve_bytes=600_000_000,
+    limit_bytes=15_600_000_000,
+    prompt_tokens=640,
+    image_tokens=512,
+    choices=("memory.logprob_chunk=128 instead of 256",),
+)
 PLAN = RunPlan(
     rows_kept=2041,
     rows_dropped={"no image": 3, "the image cannot be decoded": 1},
@@ -23,6 +34,7 @@ PLAN = RunPlan(
     max_steps=40,
     first_step=1,
     device="NVIDIA T4 [turing]",
+    memory=MEMORY,
     notes=("a [bold] note",),
 )
 REPORT = StepReport(
@@ -46,6 +58,8 @@ SUMMARY = RunSummary(
     after=AFTER,
     seconds=754.0,
     peak_bytes=7_100_000_000,
+    peak_is_of_process=False,
+    predicted_peak_bytes=6_900_000_000,
 )
 
 
@@ -94,6 +108,13 @@ def test_a_log_gets_plain_lines_and_one_per_step():
         "  model in memory: 2.3 GB",
         "  device: NVIDIA T4 [turing]",
         "  steps: 1 to 40",
+        "  time: told after the first step, and with every step from then on",
+        "  predicted memory: 6.9 GB at most, in update (largest prompt of 640 tokens, 512 of them of images)",
+        "    rollout: 2.1 GB: weights 2.0 GB, logits 100.0 MB",
+        "    update: 6.9 GB: activations 4.9 GB, weights 2.0 GB",
+        "    reserve: 600.0 MB for the card's context and gaps between tensors",
+        "  fits: 7.5 GB fits into 15.6 GB",
+        "  chosen: memory.logprob_chunk=128 instead of 256",
         "  note: a [bold] note",
         "accuracy before: 48.0 % (96 of 200; 95 % interval 41.2 to 54.9 %)",
         *(
@@ -106,7 +127,8 @@ def test_a_log_gets_plain_lines_and_one_per_step():
         "before    96 of 200   48.0 %        41.2 to 54.9 %",
         "after     122 of 200  61.0 %        54.1 to 67.5 %",
         "change                +13.0 points",
-        "runs/my run: 40 steps, 38 of them updates, accuracy 48.0 % to 61.0 %, 12:34, peak memory 7.1 GB",
+        "runs/my run: 40 steps, 38 of them updates, accuracy 48.0 % to 61.0 %, 12:34, peak memory "
+        "7.1 GB of tensors (predicted: 6.9 GB of tensors)",
         "Next:",
         "  vgpo-lite merge 'runs/my run' --output 'runs/my run/merged' --verify   # one folder that any program loads",
         "  vgpo-lite eval --adapter 'runs/my run'   # accuracy with and without the adapter",
@@ -160,11 +182,22 @@ def test_quiet_says_one_line():
 def test_a_run_that_measured_nothing_shows_no_table():
     stream = io.StringIO()
     unmeasured = RunSummary(
-        output="runs/x", steps=3, updated_steps=3, before=None, after=None, seconds=9.0, peak_bytes=10
+        output="runs/x",
+        steps=3,
+        updated_steps=3,
+        before=None,
+        after=None,
+        seconds=9.0,
+        peak_bytes=10,
+        peak_is_of_process=True,
+        predicted_peak_bytes=8,
     )
     PlainListener(stream).finished(unmeasured)
     assert "interval" not in stream.getvalue()
-    assert stream.getvalue().startswith("runs/x: 3 steps, 3 of them updates, 9.0 s, peak memory 10 bytes\n")
+    assert stream.getvalue().startswith(
+        "runs/x: 3 steps, 3 of them updates, 9.0 s, peak memory 10 bytes of the whole process "
+        "(predicted: 8 bytes of tensors)\n"
+    )
 
 
 @pytest.mark.parametrize(

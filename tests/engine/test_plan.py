@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.engine.allocations import allocations
 from tests.engine.work import PLAIN, advantages_of, assert_same_gradients, batched, shared, taken_gradients
 from tests.small_models import make_group, make_prompt, small_policy
-from vgpo_lite.engine import plan as planning
-from vgpo_lite.engine.plan import Sizes, UpdatePlan, undivided, update_plan
+from vgpo_lite.planning import update as planning
+from vgpo_lite.planning.update import Sizes, UpdatePlan, undivided, update_plan
 
 SIZES = st.builds(
     Sizes,

@@ -209,7 +209,9 @@ def summary_line(summary: RunSummary) -> str:
     steps = f"{summary.steps} steps, {summary.updated_steps} of them updates"
     accuracies = " to ".join(percent(a.share) for a in (summary.before, summary.after) if a is not None)
     measured = f", accuracy {accuracies}" if accuracies else ""
-    cost = f"{duration(summary.seconds)}, peak memory {memory(summary.peak_bytes)}"
+    whose = "of the whole process" if summary.peak_is_of_process else "of tensors"
+    peak = f"{memory(summary.peak_bytes)} {whose} (predicted: {memory(summary.predicted_peak_bytes)} of tensors)"
+    cost = f"{duration(summary.seconds)}, peak memory {peak}"
     return f"{summary.output}: {steps}{measured}, {cost}"
 
 

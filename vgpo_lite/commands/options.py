@@ -49,4 +49,13 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="PATH", help="Adapter folder, or the run that made it.", show_default=False),
 ]
+GpuMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-memory",
+        metavar="GB",
+        help="Memory of the card the run may use, 10^9 bytes each. \\[default: all it has]",
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", metavar="", help="Only errors and the last line.")]

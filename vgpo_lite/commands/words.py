@@ -9,7 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vgpo_lite.data_types import Accuracy, RunPlan
+from vgpo_lite.data_types import Accuracy, MemoryPlan, RunPlan
+
+SHOWN_PARTS = 4
+"""Largest parts of a phase that its line names."""
 
 
 def memory(count: float) -> str:
@@ -84,8 +87,32 @@ def plan_lines(plan: RunPlan) -> list[tuple[str, str]]:
         ("model in memory", memory(plan.model_bytes)),
         ("device", plan.device),
         ("steps", f"{plan.first_step:,} to {plan.max_steps:,}"),
+        ("time", _time(plan)),
+        *memory_lines(plan.memory),
     ]
     return lines + [("note", note) for note in plan.notes]
+
+
+def _time(plan: RunPlan) -> str:
+    if plan.seconds_left is not None:
+        return f"about {duration(plan.seconds_left)} left, from the steps before"
+    return "told after the first step, and with every step from then on"
+
+
+def memory_lines(plan: MemoryPlan) -> list[tuple[str, str]]:
+    """Predicted memory: the whole, then each phase with its largest parts, then what was chosen."""
+    group = f"prompt of {plan.prompt_tokens:,} tokens, {plan.image_tokens:,} of them of images"
+    lines = [("predicted memory", f"{memory(plan.peak_bytes)} at most, in {plan.worst.name} (largest {group})")]
+    for phase in plan.phases:
+        parts = sorted(phase.parts.items(), key=lambda part: -part[1])[:SHOWN_PARTS]
+        shown = ", ".join(f"{name} {memory(size)}" for name, size in parts)
+        lines.append((f"  {phase.name}", f"{memory(phase.total_bytes)}: {shown}"))
+    if plan.reserve_bytes:
+        lines.append(("  reserve", f"{memory(plan.reserve_bytes)} for the card's context and gaps between tensors"))
+    if plan.limit_bytes is not None:
+        verdict = "fits into" if plan.fits else "does not fit into"
+        lines.append(("fits", f"{memory(plan.needed_bytes)} {verdict} {memory(plan.limit_bytes)}"))
+    return lines + [("chosen", choice) for choice in plan.choices]
 
 
 def step_parts(metrics: Mapping[str, float]) -> list[str]:

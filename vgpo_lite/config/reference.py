@@ -97,6 +97,7 @@ ORIGINS: Mapping[str, str] = {
     "eval.limit": "a 95 % interval of about 7 points either way",
     "eval.held_out": "as many as are measured",
     "eval.batch_size": "a step's memory is not exceeded",
+    "memory.gpu_memory": "the whole card",
     "memory.rows_per_micro_batch": "chosen to fit",
     "memory.prompts_per_decode": "chosen to fit",
     "memory.logprob_chunk": "256 tokens of a 152,000-word vocabulary: 156 MB in float32",

@@ -152,6 +152,8 @@ class EvalConfig(Section):
 class MemoryConfig(Section):
     """Sizes that trade memory against time and change no result."""
 
+    gpu_memory: Positive | None = None
+    """GB (10^9 bytes) of the card that the run may use, its context included; None: all it has."""
     rows_per_micro_batch: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Completions per forward and backward; auto: as many as fit a quarter of the memory that copies would take."""
     prompts_per_decode: Annotated[int, Field(ge=1)] | Auto = "auto"
@@ -162,3 +164,8 @@ class MemoryConfig(Section):
     """Tokens whose last-layer attention exists at one time."""
     cpu_threads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Threads of torch on a CPU; auto: one for models under 50 million parameters, else what torch chooses."""
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """`gpu_memory` in bytes; None: no limit was set."""
+        return None if self.gpu_memory is None else int(self.gpu_memory * 1e9)

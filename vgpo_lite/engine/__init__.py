@@ -1,7 +1,7 @@
 """The model at work: groups are sampled, looked at and turned into gradients.
 
 Reading order: `protocol` (what an engine does), `layout` (the row a group shares), `attend` (attention over it),
-`passes` (forwards), `plan` (how an update is cut), `shared` (the engine), `batched` (the ordinary way, kept as the
+`passes` (forwards), `shared` (the engine; `planning.update` cuts its updates), `batched` (the ordinary way, kept as the
 reference). docs/engine.md tells it with a drawing.
 """
 

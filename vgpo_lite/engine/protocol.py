@@ -41,7 +41,7 @@ class EngineSettings:
         temperature: Of the log-probabilities, > 0.
         focus_signal: What is read from the last layer.
         needs_focus: Whether focus trains. Otherwise it is only reported, and no pass is spent on it alone.
-        rows_per_micro_batch: Completions per forward and backward, >= 1; None: what `plan` chooses.
+        rows_per_micro_batch: Completions per forward and backward, >= 1; None: what `planning.update` chooses.
         prompts_per_decode: Groups decoded together, >= 1; None: all.
         logprob_chunk: Tokens whose logits exist at one time.
         focus_chunk: Tokens whose last-layer attention exists at one time.

@@ -16,11 +16,11 @@ from vgpo_lite.data_types import GroupSignals
 from vgpo_lite.engine.features import FeatureStore
 from vgpo_lite.engine.gradients import GroupLoss, added
 from vgpo_lite.engine.passes import GroupPasses, RowsPass
-from vgpo_lite.engine.plan import WEIGHT_TOKENS, Sizes, UpdatePlan, undivided, update_plan
 from vgpo_lite.engine.protocol import Look
 from vgpo_lite.engine.rollout import DecodePlan, sample_groups
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.modes import evaluating
+from vgpo_lite.planning.update import WEIGHT_TOKENS, Sizes, UpdatePlan, undivided, update_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

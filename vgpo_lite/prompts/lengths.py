@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vgpo_lite.planning import PromptSize
 from vgpo_lite.prompts.pieces import encoded_segments, frame_segments, image_tokens, layout_of, normal_text, plain_ids
 from vgpo_lite.prompts.wording import user_text
 
@@ -29,6 +30,38 @@ def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: Data
     """
     frames: dict[str, int] = {}
     return [_length(outline, frames, processor, data) for outline in outlines]
+
+
+def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> PromptSize:
+    """The most that a prompt of these rows holds: the tokens of the longest, the images of the one that shows most.
+
+    As quick as `prompts_fit`: only rows that may be the longest are tokenized. Rows whose prompt is longer than
+    `data.max_prompt_length` are not looked at.
+
+    Args:
+        outlines: The rows.
+        processor: The model's.
+        data: Prompt style or template, pixel budget and the longest prompt.
+
+    Raises:
+        ConfigError: The user's prompt template cannot be used.
+        ModelError: The model's chat template loses or repeats a part of the question.
+    """
+    frames: dict[str, int] = {}
+    known = [
+        (_length(outline, frames, processor, data, text_length=_most_tokens), place, outline)
+        for place, outline in enumerate(outlines)
+    ]
+    longest, images = 2, ()
+    for most, _, outline in sorted(known, reverse=True):
+        if most <= longest:
+            break
+        length = _length(outline, frames, processor, data)
+        longest = length if longest < length <= data.max_prompt_length else longest
+    for _, _, outline in known:
+        shown = tuple(image_tokens(size, processor, data) for size in outline.image_sizes)
+        images = max(images, shown, key=sum) if sum(shown) < data.max_prompt_length else images
+    return PromptSize(text_tokens=max(longest - sum(images), 0), images=images)
 
 
 def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> list[bool]:

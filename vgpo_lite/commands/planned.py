@@ -1,0 +1,73 @@
+"""What `vgpo-lite plan` plans for: a model known by its numbers, and the largest prompt of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vgpo_lite.planning import PromptSize, architecture_of, preset_architectures, read_json, resized
+
+if TYPE_CHECKING:
+    from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.data_types import Outline
+    from vgpo_lite.planning import Architecture
+
+FRAME_TOKENS = 40
+"""Of the chat template around a question: 20 to 30 in the three families."""
+
+BYTES_PER_TOKEN = 3
+"""Of a question's text. English runs to 4 and more, formulas to 2 and 3."""
+
+
+def known_model(config: RunConfig) -> Architecture:
+    """The numbers of the configuration's model: from its folder, the presets, or its config.json on the hub.
+
+    Raises:
+        ModelError: There is no such model, or it is no model this project trains.
+    """
+    presets, name = preset_architectures(), config.model_id or config.model
+    if config.model in presets:
+        return presets[config.model]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return architecture_of(read_json(folder / "config.json"), name)
+    from vgpo_lite.models.hub import TINY, TINY_FOLDER, hub_config
+
+    if name == TINY:
+        return architecture_of(read_json(TINY_FOLDER / "config.json"), name)
+    return architecture_of(hub_config(name, revision=config.revision), name)
+
+
+def described_size(model: Architecture, *, pixels: int, text_tokens: int | None) -> PromptSize:
+    """The prompt of a data set of which only sizes are known; without its text, that of a long question."""
+    side = model.vision.patch_side * model.vision.merge
+    return PromptSize(text_tokens=text_tokens or 256, images=(max(pixels // side**2, 1),))
+
+
+def size_in_data(config: RunConfig, model: Architecture) -> tuple[PromptSize, tuple[str, ...]]:
+    """The largest prompt of a data set, its images' grids counted exactly, its text by its bytes; and notes.
+
+    Raises:
+        DataError: The data set cannot be had, or too many of its rows cannot be used.
+    """
+    from vgpo_lite.datasets import open_rows
+    from vgpo_lite.prompts import user_text
+
+    split = open_rows(config)
+    text, images = 0, ()
+    for rows in (split.train, split.held_out):
+        for outline in rows.outlines():
+            text = max(text, len(user_text(outline.question, config.data).encode()))
+            images = max(images, _image_tokens(outline, config, model), key=sum)
+    tokens = FRAME_TOKENS + -(-text // BYTES_PER_TOKEN)
+    tokens = min(tokens, max(config.data.max_prompt_length - sum(images), 0))
+    note = f"text estimated at {BYTES_PER_TOKEN} bytes a token; `train` counts it with the model's tokenizer"
+    return PromptSize(text_tokens=tokens, images=images), (note, *split.notes)
+
+
+def _image_tokens(outline: Outline, config: RunConfig, model: Architecture) -> tuple[int, ...]:
+    side, data = model.vision.patch_side * model.vision.merge, config.data
+    sizes = (
+        resized(size, side=side, min_pixels=data.min_pixels, max_pixels=data.max_pixels) for size in outline.image_sizes
+    )
+    return tuple(height * width // side**2 for height, width in sizes)

@@ -1,0 +1,23 @@
+"""What a run will hold in memory, before it starts: plain arithmetic on a model's config.json, the settings and the
+data's largest prompt. Loads no torch, no weights and no GPU.
+
+Reading order: `architecture` (the numbers of a model), `weights` (what is held all the time), `job` (what the rest
+depends on), `layer` (a decoder layer, token by token), `phases` (the worst moment of each phase), `prediction` (the
+whole, with its reserve). `update` cuts an update into parts; the engine asks it too.
+"""
+
+from vgpo_lite.planning.architecture import Architecture, architecture_of, preset_architectures, read_json
+from vgpo_lite.planning.images import resized
+from vgpo_lite.planning.job import Job, PromptSize
+from vgpo_lite.planning.prediction import memory_plan
+
+__all__ = [
+    "Architecture",
+    "Job",
+    "PromptSize",
+    "architecture_of",
+    "memory_plan",
+    "preset_architectures",
+    "read_json",
+    "resized",
+]
