@@ -94,7 +94,7 @@ class VGPOTrainer(GRPOTrainer):
             everywhere[name] = self.accelerator.pad_across_processes(everywhere[name], dim=1)
         everywhere["advantages"] = rollouts["advantages"]
         everywhere = {name: self.accelerator.gather(values) for name, values in everywhere.items()}
-        size = self.num_generations if self._policy.training else (self.num_generations_eval or self.num_generations)
+        size = (self.num_generations if self._policy.training else self.num_generations_eval) or 1
         weighed = torch.cat(
             [
                 self._weighed_group({name: values[start : start + size] for name, values in everywhere.items()})
