@@ -207,7 +207,7 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
     return RunPlan(
         rows_kept=len(bench.train),
         rows_dropped=bench.report.counts,
-        rows_held_out=len(bench.held_out),
+        rows_held_out=min(len(bench.held_out), run.config.eval.limit),
         trainable_parameters=adapters,
         total_parameters=bench.policy.parameter_count(),
         model_bytes=bench.policy.weight_bytes(),
