@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
+    from vgpo_lite.prompts import Processor
 
 UNGRADABLE = "gold does not grade itself"
 TOO_LONG = "prompt longer than data.max_prompt_length"
@@ -91,7 +92,7 @@ def open_workbench(
         split = open_rows(config, purpose=purpose, progress=checking)
         report, gradable = split.report, {}
         for name, rows in (("train", split.train), ("held out", split.held_out)):
-            gradable[name], report = _gradable(rows, grader, report, config)
+            gradable[name], report = gradable_rows(rows, grader, report, config)
         listener.noted(f"loading {config.model}")
         policy = load_policy(config)
         if policy.device.type == "cpu":
@@ -99,7 +100,7 @@ def open_workbench(
         stop.poll()
         fitting = {}
         for name, rows in gradable.items():
-            fitting[name], report = _fitting(rows, policy, config, report)
+            fitting[name], report = fitting_rows(rows, policy.processor, config, report)
         refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
         yield Workbench(
             config=config,
@@ -115,7 +116,7 @@ def open_workbench(
         )
 
 
-def _gradable(rows: Rows, grader: Grader, report: DataReport, config: RunConfig) -> tuple[Rows, DataReport]:
+def gradable_rows(rows: Rows, grader: Grader, report: DataReport, config: RunConfig) -> tuple[Rows, DataReport]:
     """The rows whose own answer would be graded right; nothing else could teach.
 
     A row without an answer passes where no reward of the run is about answers.
@@ -127,10 +128,10 @@ def _gradable(rows: Rows, grader: Grader, report: DataReport, config: RunConfig)
     return _keep(rows, outlines, verdicts, report, UNGRADABLE)
 
 
-def _fitting(rows: Rows, policy: Policy, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
+def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
     """The rows whose prompt is no longer than the budget; nothing is ever cut."""
     outlines = list(rows.outlines())
-    fitting = prompts_fit(outlines, policy.processor, config.data)
+    fitting = prompts_fit(outlines, processor, config.data)
     return _keep(rows, outlines, fitting, report, TOO_LONG)
 
 

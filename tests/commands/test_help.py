@@ -23,6 +23,8 @@ PATHS = [
     "recipe show",
     "recipe copy",
     "recipe check",
+    "data",
+    "data check",
 ]
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "huggingface_hub", "numpy", "pyarrow"}
 

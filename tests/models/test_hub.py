@@ -176,3 +176,18 @@ def test_a_folder_says_what_is_missing_from_it(tmp_path: Path, published) -> Non
     (folder / "config.json").write_text('{"model_type": "qwen2')
     with pytest.raises(ModelError, match=r"config\.json is damaged"):
         model_files(str(folder))
+
+
+def test_without_weights_a_few_files_are_fetched_and_the_weights_still_come_when_they_are_wanted(
+    hub: HubServer, tmp_path: Path, published
+) -> None:
+    shutil.copytree(published[QWEN2_VL], tmp_path / "model")
+    hub.publish("models", "stand-in/light", tmp_path / "model")
+    light = model_files("stand-in/light", weights=False)
+    assert (light.folder / "tokenizer.json").is_file()
+    assert not list(light.folder.glob("*.safetensors"))
+    with hub.unreachable():
+        assert model_files("stand-in/light", weights=False) == light
+        with pytest.raises(ModelError, match=r"incomplete|no weights"):
+            model_files("stand-in/light")
+    assert list(model_files("stand-in/light").folder.glob("*.safetensors"))

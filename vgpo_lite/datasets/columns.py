@@ -28,6 +28,7 @@ FILE_NAMES = ("file_names", "file_name")
 ANSWERS = ("answer", "solution")
 VIDEOS = ("videos", "video")
 
+_OTHER = "passed to your own rewards"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _DATA_ADDRESS = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
@@ -41,6 +42,15 @@ class Columns:
     answer: str | None
     choices: str | None
     videos: tuple[str, ...]
+
+    def roles(self, found: Sequence[str]) -> dict[str, str]:
+        """What each column of a data set serves as.
+
+        >>> Columns(question="problem", image=None, answer="gold", choices=None, videos=()).roles(["gold", "id"])
+        {'gold': 'answer', 'id': 'passed to your own rewards'}
+        """
+        named = {self.question: "question", self.image: "image", self.answer: "answer", self.choices: "choices"}
+        return {name: "video" if name in self.videos else named.get(name, _OTHER) for name in found}
 
 
 @dataclass(frozen=True, kw_only=True)

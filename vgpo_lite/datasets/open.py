@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -66,16 +66,17 @@ def open_rows(
         count = len(usable) if whole else min(config.eval.held_out, len(usable) // _ROWS_PER_HELD_OUT_ROW)
         held_out, train = usable.keep(order[:count]), usable.keep(np.sort(order[count:]))
     refuse_if_too_bad(report, max_bad_rows=data.max_bad_rows)
-    return DataSplit(train=train, held_out=held_out, report=report, notes=notes)
+    return DataSplit(train=train, held_out=held_out, report=report, notes=notes, columns=reader.roles)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reader:
-    """Reads the splits of one data set."""
+    """Reads the splits of one data set, and notes what it found each column to be."""
 
     config: RunConfig
     origin: Origin
     progress: Callable[[int, int], None] | None
+    roles: dict[str, str] = field(default_factory=dict)
 
     @property
     def split(self) -> str:
@@ -92,6 +93,7 @@ class _Reader:
             needs_gold=needs_gold,
             video_columns=stored.table.video_columns,
         )
+        self.roles.update(columns.roles(stored.table.columns))
         source = TableSource(
             name=f"{short_name(self.config)}/{split}",
             fingerprint=stored.fingerprint,

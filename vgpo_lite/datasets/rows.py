@@ -292,9 +292,11 @@ class DataSplit:
         held_out: Rows that measure; none of them trains, except where a data set's own split overlaps.
         report: What the check found, over both.
         notes: What the user should read before the run: the revision, warnings.
+        columns: What each stored column serves as; empty for rows that are drawn.
     """
 
     train: Rows
     held_out: Rows
     report: DataReport
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import logging
 for _name in ("bitsandbytes.backends.cpu.ops", "transformers.integrations.bitsandbytes"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-from vgpo_lite.models.loading import load_policy  # noqa: E402
+from vgpo_lite.models.loading import load_policy, processor_alone  # noqa: E402
 from vgpo_lite.models.policy import Policy  # noqa: E402
 
-__all__ = ["Policy", "load_policy"]
+__all__ = ["Policy", "load_policy", "processor_alone"]

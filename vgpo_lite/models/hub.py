@@ -59,12 +59,13 @@ class ModelFiles:
     config: Mapping[str, Any]
 
 
-def model_files(name: str, *, revision: str | None = None) -> ModelFiles:
+def model_files(name: str, *, revision: str | None = None, weights: bool = True) -> ModelFiles:
     """Find a model's files, fetching them if they are not here yet.
 
     Args:
         name: `tiny`, a local folder, or a hub id.
         revision: Branch, tag or commit on the hub; None: the newest.
+        weights: Whether the weights are wanted; without them a few megabytes are fetched instead of gigabytes.
 
     Raises:
         ModelError: There is no such model, the hub refuses or cannot be reached, or it is no model this project trains.
@@ -74,18 +75,18 @@ def model_files(name: str, *, revision: str | None = None) -> ModelFiles:
     if revision is not None and (name == TINY or folder.is_dir()):
         raise ModelError(f"revision is {revision!r}, but {name} comes from no hub. Unset revision.")
     if name == TINY:
-        return _local_files(TINY_FOLDER, model_id=TINY)
+        return _local_files(TINY_FOLDER, model_id=TINY, weights=weights)
     if folder.is_dir():
-        return _local_files(folder, model_id=str(folder.resolve()))
+        return _local_files(folder, model_id=str(folder.resolve()), weights=weights)
     if "/" not in name:
         raise _no_such(name)
     try:
-        return _hub_files(name, revision)
+        return _hub_files(name, revision, weights=weights)
     except (*_UNREACHABLE, LocalEntryNotFoundError) as error:
-        return _cached_files(name, revision, reason=str(error) or type(error).__name__)
+        return _cached_files(name, revision, weights=weights, reason=str(error) or type(error).__name__)
     except HfHubHTTPError as error:
         if error.response.status_code >= 500:
-            return _cached_files(name, revision, reason=f"it answers {error.response.status_code}")
+            return _cached_files(name, revision, weights=weights, reason=f"it answers {error.response.status_code}")
         raise _refusal(name, revision, error) from error
     except HFValidationError as error:
         raise _no_such(name) from error
@@ -96,11 +97,13 @@ def model_files(name: str, *, revision: str | None = None) -> ModelFiles:
         ) from error
 
 
-def _local_files(folder: Path, *, model_id: str, revision: str | None = None) -> ModelFiles:
+def _local_files(folder: Path, *, model_id: str, weights: bool, revision: str | None = None) -> ModelFiles:
     """A model's folder, after looking at what is in it."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; expected the folder of a transformers model")
     config = read_config(folder / "config.json", model_id)
+    if not weights:
+        return ModelFiles(model_id=model_id, folder=folder, revision=revision, config=config)
     _check_files(model_id, [path.name for path in folder.iterdir()])
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -165,7 +168,7 @@ def _check_files(model_id: str, names: Sequence[str]) -> None:
     raise ModelError(f"{model_id} has no weights: expected files that end in .safetensors")
 
 
-def _hub_files(name: str, revision: str | None) -> ModelFiles:
+def _hub_files(name: str, revision: str | None, *, weights: bool) -> ModelFiles:
     information = HfApi().model_info(
         name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
@@ -179,11 +182,12 @@ def _hub_files(name: str, revision: str | None) -> ModelFiles:
         raise ModelError(f"{name} has no config.json on the hub; expected a transformers model")
     read_config(Path(hf_hub_download(name, "config.json", revision=commit)), name)
     _check_files(name, list(sizes))
-    wanted = {file: size for file, size in sizes.items() if file.endswith(_KEPT_SUFFIXES)}
+    kept = _KEPT_SUFFIXES if weights else tuple(suffix for suffix in _KEPT_SUFFIXES if suffix != ".safetensors")
+    wanted = {file: size for file, size in sizes.items() if file.endswith(kept)}
     _check_space(name, commit, wanted)
     # The branch's name, not its commit: the cache then knows it without the network.
     folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
-    return _local_files(folder, model_id=name, revision=folder.name)
+    return _local_files(folder, model_id=name, revision=folder.name, weights=weights)
 
 
 def _check_space(name: str, commit: str, sizes: Mapping[str, int]) -> None:
@@ -201,7 +205,7 @@ def _check_space(name: str, commit: str, sizes: Mapping[str, int]) -> None:
         )
 
 
-def _cached_files(name: str, revision: str | None, *, reason: str) -> ModelFiles:
+def _cached_files(name: str, revision: str | None, *, weights: bool, reason: str) -> ModelFiles:
     """The snapshot an earlier run fetched, for when the hub cannot be asked."""
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
@@ -210,7 +214,7 @@ def _cached_files(name: str, revision: str | None, *, reason: str) -> ModelFiles
             f"{name} is not on this disk and {constants.ENDPOINT} cannot be reached ({reason}). Connect, or fetch it "
             f"where there is a network: hf download {name}"
         ) from error
-    return _local_files(folder, model_id=name, revision=folder.name)
+    return _local_files(folder, model_id=name, revision=folder.name, weights=weights)
 
 
 def _refusal(name: str, revision: str | None, error: HfHubHTTPError) -> ModelError:

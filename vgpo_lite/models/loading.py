@@ -69,6 +69,17 @@ def load_policy(config: RunConfig) -> Policy:
     )
 
 
+def processor_alone(config: RunConfig) -> Any:
+    """The processor of the model that a configuration names; its weights are neither fetched nor read.
+
+    Raises:
+        ModelError: The model cannot be found, fetched or used.
+        StorageError: The download does not fit on the disk.
+    """
+    files = model_files(config.model_id or config.model, revision=config.revision, weights=False)
+    return load_processor(files, model_settings(files, trust_remote_code=config.trust_remote_code))
+
+
 def load_base(
     files: ModelFiles, config: RunConfig, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Family]:

@@ -9,6 +9,7 @@ from vgpo_lite.prompts.encode import encode_prompt
 from vgpo_lite.prompts.lengths import largest_prompt, prompt_lengths, prompts_fit
 from vgpo_lite.prompts.pieces import image_tokens
 from vgpo_lite.prompts.processor import Processor
+from vgpo_lite.prompts.shown import shown_prompt
 from vgpo_lite.prompts.wording import INSTRUCTIONS, user_text
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "largest_prompt",
     "prompt_lengths",
     "prompts_fit",
+    "shown_prompt",
     "user_text",
 ]

@@ -24,6 +24,12 @@ class Tokenizer(Protocol):
         """The `tokenizers.Tokenizer` at work."""
         ...
 
+    def decode(
+        self, token_ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> str:
+        """Token ids as text."""
+        ...
+
 
 class Processor(Protocol):
     """What turns a conversation and its images into a model's inputs."""
