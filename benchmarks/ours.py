@@ -44,7 +44,13 @@ class Seconds:
 
 
 class Steps:
-    """Training steps on the same question, timed."""
+    """Training steps on the same question, timed.
+
+    Attributes:
+        policy: The model at work.
+        peak: Asked at the end of each phase for the memory it took; None: nobody is asked.
+        peaks: What it said of the last step's phases, in bytes.
+    """
 
     def __init__(self, config: RunConfig, work: Work, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._config, self._clock = config, clock
@@ -54,6 +60,8 @@ class Steps:
         self._optimizer = make_optimizer(list(self.policy.adapters().values()), config)
         self._sample = question(work, policy.processor)
         self._number = 0
+        self.peak: Callable[[], int] | None = None
+        self.peaks: dict[str, int] = {}
 
     def prompts(self) -> list[Prompt]:
         """The step's prompts, encoded anew: a step does not find features of the step before."""
@@ -67,6 +75,7 @@ class Steps:
         started = clock()
         groups = self._engine.sample(prompts, config.sampling, places=range(len(prompts)))
         rolled = clock()
+        self._note_peak("rollout")
         denominator = step_denominator(
             objective_of(config),
             token_count=sum(group.token_count for group in groups),
@@ -76,6 +85,7 @@ class Steps:
         if config.num_iterations > 1:
             looks = [self._engine.look(group, keep_graph=False, reference=False) for group in groups]
         scored = clock()
+        self._note_peak("score")
         for index, group in enumerate(groups):
             look = looks[index] if looks else self._engine.look(group, keep_graph=True, reference=False)
             advantages = group_advantages(alternating(group), scale=config.scale_rewards)
@@ -83,7 +93,12 @@ class Steps:
             self._engine.update(look, weighted, objective_of(config), denominator)
         apply_gradients(self._optimizer, step=self._number, config=config)
         self._engine.forget()
+        self._note_peak("update")
         return Seconds(rolled - started, scored - rolled, clock() - scored)
+
+    def _note_peak(self, phase: str) -> None:
+        if self.peak is not None:
+            self.peaks[phase] = self.peak()
 
 
 def alternating(group: RolloutGroup) -> torch.Tensor:

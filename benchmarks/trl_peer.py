@@ -10,7 +10,7 @@ import trl.trainer.utils
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl_head import ChunkedHead
 from workload import operation_counter, peak_of, question
@@ -95,10 +95,24 @@ def trainer_of(
     tower_in_backward: bool,
     clock: Callable[[], float],
     records_memory: bool,
+    quantized: bool = False,
 ) -> TimedTrainer:
     """A trainer for the measured steps on the benchmark's question, with the settings of vgpo-lite's defaults."""
     torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    in_nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype,
+        **({"quantization_config": in_nf4, "device_map": {"": 0 if on_gpu else "cpu"}} if quantized else {}),
+    )
     family = family_of(model.config)
     model.requires_grad_(False)
     adapted = get_peft_model(
@@ -126,11 +140,11 @@ def trainer_of(
         epsilon_high=0.28,
         max_grad_norm=0.1,
         learning_rate=5e-6,
-        optim="adamw_torch",
+        optim="adamw_8bit" if on_gpu else "adamw_torch",
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=False,
-        use_cpu=True,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
