@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MANIFEST = "manifest.json"
+_ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +92,11 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     optimizer_tensors, optimizer_numbers = _split_optimizer(checkpoint.optimizer)
     files = {
-        "adapter.safetensors": tensor_bytes(_contiguous(checkpoint.adapter)),
-        "optimizer.safetensors": tensor_bytes(_contiguous(optimizer_tensors)),
+        _ADAPTER: state_bytes(checkpoint.adapter),
+        "optimizer.safetensors": state_bytes(optimizer_tensors),
         "optimizer.json": json_bytes(optimizer_numbers),
-        "generators.safetensors": tensor_bytes(_contiguous(checkpoint.generators)),
-        "pending.safetensors": tensor_bytes(_contiguous(checkpoint.pending)),
+        "generators.safetensors": state_bytes(checkpoint.generators),
+        "pending.safetensors": state_bytes(checkpoint.pending),
         "progress.json": json_bytes({"step": checkpoint.step, **checkpoint.progress}),
     }
     for name, data in files.items():
@@ -107,13 +108,27 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     sync_folder(folder)
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def state_bytes(tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors as a safetensors file: the same tensors always give the same bytes."""
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return tensor_bytes(apart, metadata=metadata)
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Folders of complete checkpoints, oldest first."""
     return sorted(folder for folder in root.glob("step-*") if (folder / _MANIFEST).is_file())
+
+
+def checkpoint_adapter(root: Path, sha256: str) -> Path | None:
+    """The file of a checkpoint's adapter whose bytes have this hash by its manifest; None: no checkpoint has it."""
+    for folder in reversed(checkpoints(root)):
+        try:
+            found = json.loads((folder / _MANIFEST).read_bytes())["files"][_ADAPTER]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged one, which resuming will name
+            continue
+        if found == sha256:
+            return folder / _ADAPTER
+    return None
 
 
 def sweep(root: Path) -> None:
@@ -150,7 +165,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(
         step=progress.pop("step"),
         progress=progress,
-        adapter=load_tensors(files["adapter.safetensors"]),
+        adapter=load_tensors(files[_ADAPTER]),
         optimizer=_join_optimizer(load_tensors(files["optimizer.safetensors"]), json.loads(files["optimizer.json"])),
         generators=load_tensors(files["generators.safetensors"]),
         pending=load_tensors(files["pending.safetensors"]),

@@ -50,6 +50,7 @@ SITES = {
     "update.gradient": "the loss of some completions; nan makes its gradients nan",
     "optimizer.before_step": "gradients are clipped and finite; the optimizer is about to move the adapter",
     "optimizer.after_step": "the adapter has moved; the step does not count yet",
+    "journal.before_rename": "a step and its adapter are on the disk; the index does not name them yet",
     "grade.before": "a group is about to be graded",
     "grade.waiting": "the grading server has been asked and is waited for",
     "evaluate.batch": "a batch of held-out rows is about to be answered",

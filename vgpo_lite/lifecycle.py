@@ -35,6 +35,7 @@ from vgpo_lite.errors import (
     VgpoLiteError,
 )
 from vgpo_lite.failpoints import check_failpoints
+from vgpo_lite.journal import FOLDER, Journal
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
@@ -145,9 +146,11 @@ def _begun(
             settings=flat_values(bench.config),
             on_failure=listener.noted,
         ),
+        journal=Journal(output / FOLDER, bench),
     )
     if checkpoint is not None:
         _restore(run, checkpoint)
+    run.journal.forget_after(run.progress.step)
     if run.unfinished and (output / "adapter").exists():
         discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
     return run

@@ -94,9 +94,7 @@ def open_workbench(
         for name, rows in (("train", split.train), ("held out", split.held_out)):
             gradable[name], report = gradable_rows(rows, grader, report, config)
         listener.noted(f"loading {config.model}")
-        policy = load_policy(config)
-        if policy.device.type == "cpu":
-            torch.set_num_threads(cpu_threads(config.memory.cpu_threads, parameters=policy.parameter_count()))
+        policy = loaded_policy(config)
         stop.poll()
         fitting = {}
         for name, rows in gradable.items():
@@ -114,6 +112,14 @@ def open_workbench(
             memory=_memory(policy, config, fitting),
             notes=split.notes,
         )
+
+
+def loaded_policy(config: RunConfig) -> Policy:
+    """Load the policy; on a CPU torch gets as many threads as suit its size."""
+    policy = load_policy(config)
+    if policy.device.type == "cpu":
+        torch.set_num_threads(cpu_threads(config.memory.cpu_threads, parameters=policy.parameter_count()))
+    return policy
 
 
 def gradable_rows(rows: Rows, grader: Grader, report: DataReport, config: RunConfig) -> tuple[Rows, DataReport]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import Accuracy, Listener, Prompt, StepReport
     from vgpo_lite.engine import DecodeProgress
     from vgpo_lite.engine.optimizer import LossScale
+    from vgpo_lite.journal import Journal
     from vgpo_lite.ordering import PromptOrder
     from vgpo_lite.preparation import Workbench
     from vgpo_lite.recording import RunRecorder
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
 # Settings that decide no step's result; of the revision, the commit it leads to is compared.
 _MAY_CHANGE = {
-    "max_steps", "output", "checkpoint", "memory", "report_to", "save_completions_every", "eval", "revision"
+    "max_steps", "output", "checkpoint", "journal", "memory", "report_to", "save_completions_every", "eval", "revision"
 }  # fmt: skip
 
 
@@ -81,6 +82,7 @@ class Run:
     loss_scale: LossScale
     order: PromptOrder
     tracker: Tracker
+    journal: Journal
     progress: Progress = field(default_factory=Progress)
     pending: Window | None = None
     first_step: int = 1
@@ -107,11 +109,6 @@ class Run:
     def has_fresh_adapter(self) -> bool:
         """Whether the adapter is still the one it was born as, which changes nothing."""
         return self.config.adapter is None and self.progress.updated_steps == 0
-
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the loss needs log-probabilities of the model without the adapter."""
-        return self.config.kl_coefficient > 0
 
     def prompt_at(self, place: int) -> Prompt:
         """The prompt of draw `place`."""

@@ -19,11 +19,12 @@ from vgpo_lite.invariants import check_first_group
 from vgpo_lite.lifecycle import open_run
 from vgpo_lite.metrics import Tally, rollout_metrics, step_costs
 from vgpo_lite.terms import objective_of, weighting_of
-from vgpo_lite.windows import ScoredGroup, Window
+from vgpo_lite.windows import LearnedGroup, ScoredGroup, Window
 
 if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener, RunSummary
+    from vgpo_lite.engine import Engine
     from vgpo_lite.run import Run
 
 
@@ -68,7 +69,7 @@ def rollouts(run: Run) -> Window:
             break
     signals = []
     if config.num_iterations > 1:
-        looks = [run.bench.engine.look(s.group, keep_graph=False, reference=run.uses_reference) for s in useful]
+        looks = [run.bench.engine.look(s.group, keep_graph=False, reference=config.uses_reference) for s in useful]
         signals = [look.signals for look in looks]
     seconds = time.perf_counter() - started
     metrics = rollout_metrics(sampled, trained=len(useful))
@@ -85,10 +86,11 @@ def step(run: Run, window: Window) -> Window:
         first = window.useful[0].group
         tally.add(check_first_group(engine, run.bench.policy, first, fresh_adapter=run.has_fresh_adapter))
         run.is_checked = True
+    before, learned = run.journal.before(), []
     for index in range(len(window.useful)):
         run.listener.progressed("update", index, len(window.useful))
         run.bench.stop.poll()
-        learn(run, window, index, tally)
+        learned.append(learn(engine, window, index, tally, config=run.config, loss_scale=run.loss_scale.value))
     gradient = apply_gradients(run.optimizer, step=number, config=run.config, loss_scale=run.loss_scale.value)
     engine.forget()
     if window.shows_images or not run.config.lora.vision:
@@ -104,19 +106,24 @@ def step(run: Run, window: Window) -> Window:
             run.bench.policy.device,
         ),
     }
-    return run.complete(StepReport(step=number, metrics=metrics), window, applied=gradient.applied)
+    report = StepReport(step=number, metrics=metrics)
+    run.journal.record(before, report, window, learned, loss_scale=run.loss_scale.value)
+    return run.complete(report, window, applied=gradient.applied)
 
 
-def learn(run: Run, window: Window, index: int, tally: Tally) -> None:
+def learn(
+    engine: Engine, window: Window, index: int, tally: Tally, *, config: RunConfig, loss_scale: float
+) -> LearnedGroup:
     """Look at one group, weigh its advantages, and add its gradient to the step's."""
-    config, engine, scored = run.config, run.bench.engine, window.useful[index]
+    scored = window.useful[index]
     if window.signals:
         look = Look(group=scored.group, signals=window.signals[index])
     else:
-        look = engine.look(scored.group, keep_graph=True, reference=run.uses_reference)
+        look = engine.look(scored.group, keep_graph=True, reference=config.uses_reference)
     mask, focus = scored.group.completion_mask, look.signals.focus
     advantages = weigh(scored.advantages, focus, mask, weighting=weighting_of(config))
     objective = objective_of(config)
     denominator = step_denominator(objective, token_count=window.token_count, completion_count=window.completion_count)
-    tally.add(engine.update(look, advantages, objective, denominator / run.loss_scale.value))
+    tally.add(engine.update(look, advantages, objective, denominator / loss_scale))
     tally.add_focus(focus, mask)
+    return LearnedGroup(signals=look.signals, advantages=advantages, denominator=denominator)

@@ -62,6 +62,21 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedGroup:
+    """What a group's part of a step's gradient came from.
+
+    Attributes:
+        signals: What was seen of the group.
+        advantages: Weighted advantage of each token.
+        denominator: Of the whole optimizer step.
+    """
+
+    signals: GroupSignals
+    advantages: Float[Tensor, "group token"]
+    denominator: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """Rollouts and how far they have been trained on.
 

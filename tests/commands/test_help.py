@@ -16,6 +16,7 @@ PATHS = [
     "train",
     "eval",
     "merge",
+    "replay",
     "chat",
     "doctor",
     "recipe",

@@ -16,10 +16,10 @@ from vgpo_lite.config.problems import Problem, from_validation, nearest, raise_i
 from vgpo_lite.config.recipes import KINDS, existing_path, find_recipe, recipe_names, recipe_path
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
-from vgpo_lite.config.writing import write_config
+from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.errors import ConfigError
 
-__all__ = ["check_recipe", "load_config", "resolve", "write_config"]
+__all__ = ["check_recipe", "load_config", "resolve", "with_overrides", "write_config"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name, as the hub writes it."""
@@ -117,6 +117,17 @@ def resolve(
     problems = [problem for layer in layers for problem in layer.problems]
     config = _validated(values, sources, problems)
     return config.with_sources(sources)
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same configuration with some settings changed, as `--set` changes them.
+
+    Raises:
+        ConfigError: Anything is wrong; the message names all of it.
+    """
+    changes = read_overrides([overrides] if isinstance(overrides, str) else overrides)
+    values, sources = _merged([Layer(values=flat_values(config), sources=config.sources), changes])
+    return _validated(values, sources, changes.problems).with_sources(sources)
 
 
 def check_recipe(path: Path, name: str) -> None:

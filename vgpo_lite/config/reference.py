@@ -94,6 +94,8 @@ ORIGINS: Mapping[str, str] = {
     "reward.workers": "the machine's cores",
     "checkpoint.every": "minutes of work at stake",
     "checkpoint.keep": "one may be damaged",
+    "journal.steps": "as far back as one looks when a run goes wrong",
+    "journal.max_bytes": "13 adapters of rank 16 of a 2 B model; less than the model itself",
     "eval.limit": "a 95 % interval of about 7 points either way",
     "eval.held_out": "as many as are measured",
     "eval.batch_size": "a step's memory is not exceeded",

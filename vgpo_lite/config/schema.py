@@ -18,6 +18,7 @@ from vgpo_lite.config.sections import (
     DataConfig,
     EvalConfig,
     FocusConfig,
+    JournalConfig,
     LoraSettings,
     MemoryConfig,
     Positive,
@@ -32,6 +33,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "FocusConfig",
+    "JournalConfig",
     "LoraSettings",
     "MemoryConfig",
     "RewardConfig",
@@ -126,6 +128,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     reward: RewardConfig = RewardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    journal: JournalConfig = JournalConfig()
     eval: EvalConfig = EvalConfig()
     memory: MemoryConfig = MemoryConfig()
 
@@ -182,6 +185,11 @@ class RunConfig(Section):
         if self.clip_high != "auto":
             return self.clip_high
         return 5.0 if self.loss == "cispo" else 0.28
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss needs log-probabilities of the model without the adapter."""
+        return self.kl_coefficient > 0
 
     @property
     def uses_focus(self) -> bool:

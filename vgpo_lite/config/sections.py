@@ -138,6 +138,15 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept."""
 
 
+class JournalConfig(Section):
+    """The flight recorder: what `vgpo-lite replay` needs to take recorded steps anew."""
+
+    steps: Annotated[int, Field(ge=0)] = 50
+    """Newest steps kept; 0 switches the journal off."""
+    max_bytes: Annotated[int, Field(ge=0)] = 1_000_000_000
+    """Size limit of the journal. It keeps the adapters of as many recent steps as fit; 0 switches it off."""
+
+
 class EvalConfig(Section):
     """The measurement before and after training."""
 

@@ -102,6 +102,13 @@ class GradientStep:
     applied: bool
 
 
+def unscaled_norm(gradients: list[Tensor], *, loss_scale: float) -> Tensor:
+    """Take the loss scale out of gradients, in place; returns their Euclidean norm."""
+    if loss_scale != 1.0:
+        torch._foreach_div_(gradients, loss_scale)
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def apply_gradients(
     optimizer: torch.optim.Optimizer, *, step: int, config: RunConfig, loss_scale: float = 1.0
 ) -> GradientStep:
@@ -110,11 +117,11 @@ def apply_gradients(
     gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return GradientStep(norm=0.0, applied=False)
-    if loss_scale != 1.0:
-        torch._foreach_div_(gradients, loss_scale)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    total = unscaled_norm(gradients, loss_scale=loss_scale)
+    norm = float(total)
     applied = math.isfinite(norm)
     if applied:
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, total)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         failpoint("optimizer.before_step")
