@@ -334,12 +334,12 @@ def test_a_run_that_learned_nothing_or_is_not_finished_is_refused(trained, tmp_p
         merge(run, tmp_path / "merged")
     shutil.rmtree(adapter)
     (run / "status.json").write_text(
-        json.dumps({"state": "failed", "reason": "in no group did one completion earn more"})
+        json.dumps({"state": "failed", "reason": "in no group did one earn more.", "continue_with": "go on"})
     )
-    with pytest.raises(MergeError, match=r"\(failed\) has written no adapter: in no group"):
+    with pytest.raises(MergeError, match=r"\(failed\) has written no adapter: in no .*more\. Finish it first: go on$"):
         merge(run, tmp_path / "merged")
     (run / "status.json").write_text(json.dumps({"state": "running"}))
-    with pytest.raises(MergeError, match=r"\(running\) has written no adapter: finish it first"):
+    with pytest.raises(MergeError, match=r"\(running\) has written no adapter\. Finish it first: vgpo-lite train"):
         merge(run, tmp_path / "merged")
     (run / "status.json").write_text('{"state"')
     with pytest.raises(CheckpointError, match=r"status\.json is damaged"):

@@ -162,6 +162,20 @@ def test_a_finished_run_goes_on_with_more_steps(undisturbed: Path, tmp_path: Pat
     assert_same_run(tmp_path / "whole", output)
 
 
+def test_a_longer_run_follows_the_schedule_of_its_new_length_from_where_it_goes_on(tmp_path: Path) -> None:
+    cosine = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "quantization": "none"}
+    train(config_of(tmp_path, max_steps=2, **cosine))
+    shorter = adapter(tmp_path)
+    summary = train(config_of(tmp_path, max_steps=3, **cosine), resume="auto")
+    assert (summary.steps, summary.updated_steps) == (3, 3)
+    # steps 1 and 2 as in a run of 2: 1/2 (1 + cos 0), 1/2 (1 + cos pi/2); step 3 as in one of 3: 1/2 (1 + cos 2/3 pi)
+    rates = [line["policy/learning_rate"] for line in records(tmp_path)]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 0.25e-3])
+    assert any(not torch.equal(tensor, shorter[name]) for name, tensor in adapter(tmp_path).items())
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["steps"]) == ("finished", 0, 3)
+
+
 def test_an_existing_run_is_not_overwritten(undisturbed: Path) -> None:
     with pytest.raises(ConfigError, match="--resume auto"):
         train(config_of(undisturbed))

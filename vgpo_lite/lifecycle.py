@@ -25,23 +25,16 @@ from vgpo_lite.checkpoint import (
 )
 from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
-from vgpo_lite.engine.optimizer import LossScale, make_optimizer
-from vgpo_lite.errors import (
-    CheckpointError,
-    InterruptedRunError,
-    InvariantError,
-    RewardError,
-    StorageError,
-    VgpoLiteError,
-)
+from vgpo_lite.engine.optimizer import LossScale, learning_rate, make_optimizer
+from vgpo_lite.errors import CheckpointError, RewardError, StorageError, ending
 from vgpo_lite.failpoints import check_failpoints
 from vgpo_lite.journal import FOLDER, Journal
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
-from vgpo_lite.recording import RunLock, RunRecorder, forget_after, recorded_values, refuse_existing_run
-from vgpo_lite.run import Progress, Run, identity
+from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
+from vgpo_lite.run import Progress, Run, deciding_settings, identity
 from vgpo_lite.storage import discard_folder, json_bytes, replace_file
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
@@ -52,9 +45,6 @@ if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener
     from vgpo_lite.preparation import Workbench
-
-# After these the last step's end is not to be had: the disk refuses, or the adapter moved within a step that failed.
-_NOT_SAVED = (StorageError, InvariantError)
 
 
 @contextlib.contextmanager
@@ -69,9 +59,12 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
 
     Raises:
         ConfigError: The directory already holds a run and `resume` is `never`, or another process uses it.
-        CheckpointError: There are checkpoints but none is whole, or they belong to other settings.
+        CheckpointError: There are checkpoints but none is whole, or they belong to another model, other data or other
+            settings; the directory is then as it was, but for its status.json.
         InterruptedRunError: A signal came; the state is saved.
-        VgpoLiteError: Whatever else stops a run deliberately; status.json says what.
+        VgpoLiteError: Whatever else stops a run deliberately.
+        BaseException: Anything else. However a run ends early, status.json says why, with the exit code, the last
+            checkpoint and the command that continues it.
     """
     output = Path(config.output_folder)
     listener = SilentListener() if listener is None else listener
@@ -80,23 +73,20 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
     check_tracker(config.report_to)
     check_failpoints()
     with RunLock(output):
-        checkpoint, notes = _found_checkpoint(output, resume)
-        forget_after(output, 0 if checkpoint is None else checkpoint.step)
         recorder = RunRecorder(output)
         run: Run | None = None
         try:
             recorder.status("starting")
-            write_config(config, output / "config.yaml")
+            checkpoint, notes = _found_checkpoint(output, resume)
+            if checkpoint is not None:
+                _refuse_changes(checkpoint.progress["identity"]["settings"], deciding_settings(config), "settings")
             with open_workbench(config, purpose="train", listener=listener) as bench:
                 run = _begun(bench, output=output, recorder=recorder, listener=listener, checkpoint=checkpoint)
-                listener.planned(_plan(run, notes))
+                listener.planned(_plan(run, (*notes, *_extension(run, checkpoint))))
                 recorder.status("running", pid=os.getpid(), first_step=run.first_step)
                 yield run
-        except VgpoLiteError as error:
-            _end_early(recorder, run, error, output)
-            raise
         except BaseException as error:
-            recorder.status("crashed", exit_code=1, reason=f"{type(error).__name__}: {error}", **_continuation(output))
+            _end_early(recorder, run, error, output)
             raise
         finally:
             if run is not None:
@@ -112,8 +102,6 @@ def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tup
         return None, ()
     if resume != "auto":
         checkpoint = load_checkpoint(Path(resume))
-        if Path(resume).resolve().parent == root.resolve():
-            _leave_behind(root, checkpoint.step)
         return checkpoint, (f"resumed from {resume}, step {checkpoint.step}",)
     if not any(root.iterdir()):
         return None, ("nothing to resume yet: the run starts at step 1",)
@@ -122,7 +110,7 @@ def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tup
 
 
 def _leave_behind(root: Path, step: int) -> None:
-    """Discard checkpoints later than the one a run goes back to: they belong to steps that will be taken anew."""
+    """Discard checkpoints later than where a run goes on: they are damaged, or of steps that will be taken anew."""
     for folder in checkpoints(root):
         if folder.name > checkpoint_folder(root, step).name:
             discard_folder(folder)
@@ -131,6 +119,8 @@ def _leave_behind(root: Path, step: int) -> None:
 def _begun(
     bench: Workbench, *, output: Path, recorder: RunRecorder, listener: Listener, checkpoint: Checkpoint | None
 ) -> Run:
+    if checkpoint is not None:
+        _refuse_changes(checkpoint.progress["identity"], identity(bench), "model or data")
     optimizer = make_optimizer(list(bench.policy.adapters().values()), bench.config)
     run = Run(
         bench=bench,
@@ -150,7 +140,13 @@ def _begun(
     )
     if checkpoint is not None:
         _restore(run, checkpoint)
+        _leave_behind(output / "checkpoints", checkpoint.step)
     run.journal.forget_after(run.progress.step)
+    recorder.forget_after(run.progress.step)
+    run.step_seconds = recorded_values(output, "time/step_seconds")
+    write_config(bench.config, output / "config.yaml")
+    if checkpoint is not None:
+        recorder.event("resumed", step=checkpoint.step)
     if run.unfinished and (output / "adapter").exists():
         discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
     return run
@@ -158,7 +154,6 @@ def _begun(
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     kept = dict(checkpoint.progress)
-    _refuse_other_run(kept["identity"], identity(run.bench))
     load_adapter_state(run.bench.policy, checkpoint.adapter)
     run.optimizer.load_state_dict(dict(checkpoint.optimizer))
     run.loss_scale.restore(kept["loss_scale"])
@@ -173,24 +168,22 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
         before=None if before is None else Accuracy(**before),
     )
     run.first_step = checkpoint.step + 1
-    run.step_seconds = recorded_values(run.output, "time/step_seconds")
     if checkpoint.pending:
         run.pending = restored_window(checkpoint.pending, prompt_at=run.prompt_at, text_of=run.bench.policy.text_of)
-    run.recorder.event("resumed", step=checkpoint.step)
 
 
-def _refuse_other_run(kept: dict[str, object], now: dict[str, object]) -> None:
+def _refuse_changes(kept: dict[str, object], now: dict[str, object], what: str) -> None:
     """Raise a CheckpointError that names what changed since the checkpoint was written."""
     flat_kept, flat_now = _flat(kept), _flat(now)
     changed = [
-        f"{name.removeprefix('settings.')} was {flat_kept.get(name)!r} and is now {flat_now.get(name)!r}"
+        f"{name} was {flat_kept.get(name)!r} and is now {flat_now.get(name)!r}"
         for name in sorted(flat_kept.keys() | flat_now.keys())
         if flat_kept.get(name) != flat_now.get(name)
     ]
     if changed:
         raise CheckpointError(
-            f"this run cannot continue with other settings: {'; '.join(changed)}. Restore them, or start afresh with "
-            "another --output."
+            f"this run cannot continue with other {what}: {'; '.join(changed)}. Restore what it was, or start afresh "
+            "with another --output."
         )
 
 
@@ -202,6 +195,23 @@ def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
         else:
             leaves[f"{prefix}{name}"] = value
     return leaves
+
+
+def _extension(run: Run, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """What another `max_steps` means for a run that goes on: the learning rate follows the new schedule from here."""
+    config, done = run.config, run.progress.step
+    before = config.max_steps if checkpoint is None else checkpoint.progress["max_steps"]
+    if before == config.max_steps:
+        return ()
+    run.recorder.event("extended", max_steps_before=before, max_steps=config.max_steps)
+    told = f"max_steps was {before} and is now {config.max_steps}"
+    if not run.unfinished:
+        return (f"{told}: no step is left after step {done}",)
+    last = learning_rate(done, config.model_copy(update={"max_steps": before})) if done else 0.0
+    return (
+        f"{told}: the learning rate follows the {config.lr_scheduler_type} schedule over {config.max_steps} steps from "
+        f"here on; it was {last:.3g} in step {done} and is {learning_rate(done + 1, config):.3g} in step {done + 1}",
+    )
 
 
 def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
@@ -223,21 +233,20 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
     )
 
 
-def _end_early(recorder: RunRecorder, run: Run | None, error: VgpoLiteError, output: Path) -> None:
+def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, output: Path) -> None:
     """Save what the last step left, if the run got that far, and write down why it ended."""
-    interrupted = isinstance(error, InterruptedRunError)
-    reason = str(error)
-    if run is not None and not isinstance(error, _NOT_SAVED):
+    end = ending(error)
+    reason = end.reason
+    if run is not None and run.is_settled and end.exit_code != StorageError.exit_code:
         try:
             run.save()
-        except VgpoLiteError as second:
+        except Exception as second:  # noqa: BLE001  whatever goes wrong now, the first error is the one to tell
             reason += f" (and the last step could not be saved: {second})"
-    state = "interrupted" if interrupted else "failed"
     with contextlib.suppress(StorageError):  # the disk may be what failed; what can still be written, is
-        recorder.status(state, exit_code=error.exit_code, reason=reason, **_continuation(output))
+        recorder.status(end.state, exit_code=end.exit_code, reason=reason, **_continuation(output))
     with contextlib.suppress(StorageError):
-        recorder.event(state, exit_code=error.exit_code, reason=reason)
-    if isinstance(error, RewardError) and error.evidence is not None:
+        recorder.event(end.state, exit_code=end.exit_code, reason=reason)
+    if isinstance(error, RewardError) and error.evidence:
         with contextlib.suppress(StorageError):
             replace_file(output / "reward_error.json", json_bytes(error.evidence))
 

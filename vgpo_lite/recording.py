@@ -15,7 +15,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from vgpo_lite.errors import ConfigError
+from vgpo_lite.errors import CheckpointError, ConfigError
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.storage import json_bytes, replace_file, storage_errors
 
@@ -77,8 +77,27 @@ class RunRecorder:
         self._folder = folder
         with storage_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = (folder / "metrics.jsonl").open("a")
-            self._events = (folder / "events.jsonl").open("a")
+            for name in ("metrics.jsonl", "events.jsonl"):
+                _drop_cut_line(folder / name)
+            self._open()
+
+    def _open(self) -> None:
+        self._metrics = (self._folder / "metrics.jsonl").open("a")
+        self._events = (self._folder / "events.jsonl").open("a")
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps later than `step`, which a resumed run will make again.
+
+        Raises:
+            CheckpointError: metrics.jsonl holds a line that is no step's.
+            StorageError: The disk refuses.
+        """
+        self.close()
+        try:
+            forget_after(self._folder, step)
+        finally:
+            with storage_errors(str(self._folder)):
+                self._open()
 
     def close(self) -> None:
         """Close the files."""
@@ -139,16 +158,17 @@ def forget_after(folder: Path, step: int) -> None:
     """Drop records of steps later than `step`, which a resumed run will make again.
 
     Raises:
+        CheckpointError: metrics.jsonl holds a line that is no step's.
         StorageError: The disk refuses.
     """
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
-        replace_file(metrics, b"".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
-    events = folder / "events.jsonl"
-    if events.exists():
-        replace_file(events, b"".join(_whole_lines(events)))
+        lines = _whole_lines(metrics)
+        kept = [line for number, line in enumerate(lines, start=1) if _step_of(line, f"{metrics}:{number}") <= step]
+        replace_file(metrics, b"".join(kept))
     for file in (folder / "completions").glob("step-*.parquet"):
-        if int(file.stem.removeprefix("step-")) > step:
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
             file.unlink(missing_ok=True)
 
 
@@ -158,6 +178,21 @@ def recorded_values(folder: Path, name: str) -> list[float]:
     lines = _whole_lines(metrics) if metrics.exists() else []
     values = (json.loads(line).get(name) for line in lines)
     return [value for value in values if value is not None]
+
+
+def _step_of(line: bytes, place: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{place} is no step's record: {line[:80]!r}. Remove the line, or start afresh with another --output."
+        ) from error
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Leave out a last line that a kill cut short, so that the next one stands on its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        replace_file(path, b"".join(_whole_lines(path)))
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -22,6 +22,7 @@ from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
+from vgpo_lite.models.hub import local_fingerprint
 from vgpo_lite.models.lora import adapter_state, save_adapter
 from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_folder
 from vgpo_lite.windows import window_tensors
@@ -72,7 +73,10 @@ class Progress:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run in the making: what it works with, where it stands and where it writes."""
+    """A run in the making: what it works with, where it stands and where it writes.
+
+    While an optimizer moves the adapters they belong to no step: `is_settled` is then False, and nothing is saved.
+    """
 
     bench: Workbench
     output: Path
@@ -90,6 +94,7 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
     damaged_rows: set[int] = field(default_factory=set)
     is_checked: bool = False
+    is_settled: bool = True
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -174,6 +179,7 @@ class Run:
         )
         after = replace(window, updates=window.updates + 1)
         self.pending = None if over else after
+        self.is_settled = True
         self.recorder.step(report)
         self.tracker.log(report.step, report.metrics)
         every, steps = self.config.save_completions_every, range(report.step, report.step + self.config.num_iterations)
@@ -216,6 +222,7 @@ class Run:
                     "bad_steps": self.progress.bad_steps,
                     "before": None if before is None else asdict(before),
                     "loss_scale": self.loss_scale.state(),
+                    "max_steps": self.config.max_steps,
                     "identity": identity(self.bench),
                 },
                 adapter=adapter_state(self.bench.policy),
@@ -306,11 +313,16 @@ class Run:
 
 def identity(bench: Workbench) -> dict[str, object]:
     """What must stay the same for a run to go on: the model, the data and every setting that decides the result."""
-    settings = bench.config.model_dump(mode="json", exclude=_MAY_CHANGE)
     return {
         "model's files": bench.policy.model_id,
         "model's commit": bench.policy.revision,
+        "model's weights": None if bench.policy.revision else local_fingerprint(bench.policy.model_id),
         "data": bench.train.fingerprint,
         "rows": len(bench.train),
-        "settings": settings,
+        "settings": deciding_settings(bench.config),
     }
+
+
+def deciding_settings(config: RunConfig) -> dict[str, object]:
+    """The settings that decide a step's result."""
+    return config.model_dump(mode="json", exclude=_MAY_CHANGE)

@@ -91,6 +91,7 @@ def step(run: Run, window: Window) -> Window:
         run.listener.progressed("update", index, len(window.useful))
         run.bench.stop.poll()
         learned.append(learn(engine, window, index, tally, config=run.config, loss_scale=run.loss_scale.value))
+    run.is_settled = False
     gradient = apply_gradients(run.optimizer, step=number, config=run.config, loss_scale=run.loss_scale.value)
     engine.forget()
     if window.shows_images or not run.config.lora.vision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,21 @@ def test_a_log_gets_plain_lines_and_one_per_step():
         "  vgpo-lite eval --adapter 'runs/my run'   # accuracy with and without the adapter",
         "  vgpo-lite chat 'runs/my run' --image PICTURE --question 'How many ...?'   # ask it something",
     ]
+
+
+@pytest.mark.parametrize("listener_of", [PlainListener, lambda stream: TerminalListener(terminal_on(stream))])
+def test_measuring_is_suggested_only_where_the_run_measured(listener_of):
+    stream = io.StringIO()
+    listener_of(stream).finished(replace(SUMMARY, before=None, after=None))
+    assert " merge " in stream.getvalue()
+    assert " eval " not in stream.getvalue()
+    assert "accuracy" not in stream.getvalue()
+
+
+def terminal_on(stream: io.StringIO):
+    from rich.console import Console
+
+    return Console(file=stream, width=200, highlight=False)
 
 
 def test_a_terminal_gets_the_plan_a_bar_and_a_table():

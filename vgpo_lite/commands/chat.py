@@ -43,6 +43,7 @@ def chat(
     from vgpo_lite.commands.targets import target
     from vgpo_lite.config.load import resolve
     from vgpo_lite.data_types import Sampling
+    from vgpo_lite.models.backends import import_backend
 
     paths = images or []
     for path in paths:
@@ -51,6 +52,7 @@ def chat(
     named = target(model, adapter)
     flags = {"model": named.model, "adapter": named.adapter}
     config = resolve(recipe=named.recipe, overrides=overrides or (), flags=flags, flag_style="--")
+    import_backend(config.backend, device=config.device)
     sampling = Sampling(
         num_generations=1, max_completion_length=config.max_completion_length, temperature=temperature, seed=seed
     )

@@ -102,7 +102,7 @@ class PlainListener:
             self._say(line)
         self._say(summary_line(summary))
         self._say("Next:")
-        for purpose, command in next_commands(summary.output):
+        for purpose, command in next_commands(summary):
             self._say(f"  {command}   # {purpose}")
 
     def _say(self, line: str) -> None:
@@ -184,7 +184,7 @@ class TerminalListener:
             self._console.print(table)
         self._console.print(_escaped(summary_line(summary)))
         self._console.print("[bold]Next")
-        for purpose, command in next_commands(summary.output):
+        for purpose, command in next_commands(summary):
             self._console.print(f"  {_escaped(command)}   [dim]# {purpose}", soft_wrap=True)
 
     def close(self) -> None:

@@ -51,10 +51,12 @@ def evaluate(
     """
     from vgpo_lite.commands.targets import target
     from vgpo_lite.config.load import resolve
+    from vgpo_lite.models.backends import import_backend
 
     named = target(model, adapter, recipe)
     flags = {"model": named.model, "dataset": dataset, "eval": {"limit": limit}}
     config = resolve(recipe=named.recipe, overrides=overrides or (), flags=flags, flag_style="--")
+    import_backend(config.backend, device=config.device)
     bare = config.model_copy(update={"adapter": None})
     wanted = {"before": bare}
     if named.adapter is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import sys
@@ -17,18 +16,11 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from vgpo_lite.errors import HardwareError, StorageError, VgpoLiteError
+from vgpo_lite.errors import SIGPIPE_EXIT_CODE, ending
 from vgpo_lite.failpoints import check_failpoints
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-"""What the system says when a disk is full, over quota, read-only or broken."""
-
-SIGINT_EXIT_CODE = 130
-SIGPIPE_EXIT_CODE = 141
-"""128 plus the signal's number, as shells count."""
 
 
 def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -53,23 +45,15 @@ def failures_told() -> Iterator[None]:
         check_failpoints()
         yield
         sys.stdout.flush()
-    except VgpoLiteError as error:
-        _leave(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _leave(error, "stopped", SIGINT_EXIT_CODE)
-    except BrokenPipeError as error:
-        raise typer.Exit(SIGPIPE_EXIT_CODE) from error
-    except MemoryError as error:
-        _leave(error, _out_of_memory("the machine is out of memory"), HardwareError.exit_code)
-    except OSError as error:
-        if error.errno not in STORAGE_ERRNOS:
+    except (Exception, KeyboardInterrupt) as error:
+        end = ending(error)
+        if end.state == "crashed":
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        _leave(error, f"{error.strerror}{place}. Free space, or choose another --output.", StorageError.exit_code)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own class, without loading torch to name it
-            raise
-        _leave(error, _out_of_memory("the GPU is out of memory"), HardwareError.exit_code)
+        if _debugging():
+            traceback.print_exception(error)
+        if end.exit_code != SIGPIPE_EXIT_CODE:
+            _say(end.reason)
+        raise typer.Exit(end.exit_code) from error
 
 
 def tell_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -91,24 +75,10 @@ def tell_unexpected(kind: type[BaseException], error: BaseException, trace: Trac
     )
 
 
-def _leave(error: BaseException, message: str, exit_code: int) -> None:
-    if _debugging():
-        traceback.print_exception(error)
-    _say(message)
-    raise typer.Exit(exit_code) from error
-
-
 def _say(message: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         mark = "\033[1;31merror:\033[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
         sys.stderr.write(f"{mark} {message}\n")
-
-
-def _out_of_memory(what: str) -> str:
-    return (
-        f"{what}. Any of these needs less: --set data.max_pixels=200704, --set max_completion_length=512, "
-        "--set num_generations=4, --set memory.rows_per_micro_batch=1."
-    )
 
 
 def _debugging() -> bool:

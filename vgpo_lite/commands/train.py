@@ -103,10 +103,12 @@ def train(
 
     from vgpo_lite.commands.display import watching
     from vgpo_lite.errors import InterruptedRunError
+    from vgpo_lite.models.backends import import_backend
     from vgpo_lite.recording import refuse_existing_run
 
     if resume == "never":
         refuse_existing_run(Path(config.output_folder))  # before seconds are spent on loading torch
+    import_backend(config.backend, device=config.device)
 
     with watching(quiet=quiet) as listener:
         listener.noted(f"model {config.model}, data set {config.dataset}, run directory {config.output_folder}")

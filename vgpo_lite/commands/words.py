@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vgpo_lite.data_types import Accuracy, MemoryPlan, RunPlan
+from vgpo_lite.data_types import Accuracy, MemoryPlan, RunPlan, RunSummary
 
 SHOWN_PARTS = 4
 """Largest parts of a phase that its line names."""
@@ -157,13 +157,17 @@ def program() -> str:
     return shlex.quote(os.path.relpath(started))
 
 
-def next_commands(output: str) -> list[tuple[str, str]]:
-    """What to do with a finished run: the purpose and the command of each."""
-    run = shlex.quote(output)
-    merged = shlex.quote(str(Path(output) / "merged"))
+def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
+    """What to do with a finished run: the purpose and the command of each.
+
+    Measuring is offered only where the run measured, too: otherwise nothing is held out for it.
+    """
+    run = shlex.quote(summary.output)
+    merged = shlex.quote(str(Path(summary.output) / "merged"))
+    measure = ("accuracy with and without the adapter", f"{program()} eval --adapter {run}")
     return [
         ("one folder that any program loads", f"{program()} merge {run} --output {merged} --verify"),
-        ("accuracy with and without the adapter", f"{program()} eval --adapter {run}"),
+        *([] if summary.after is None else [measure]),
         ("ask it something", f"{program()} chat {run} --image PICTURE --question 'How many ...?'"),
     ]
 

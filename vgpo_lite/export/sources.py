@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 import psutil
@@ -33,8 +34,13 @@ def adapter_folder(source: Path) -> Path:
     except CheckpointError as error:
         if not status:
             raise
-        told = status.get("reason", "finish it first: vgpo-lite train --resume auto")
-        raise MergeError(f"the run in {source} ({status.get('state')}) has written no adapter: {told}") from error
+        told = str(status.get("reason") or "").rstrip(". ")
+        place = shlex.quote(str(source))
+        finish = status.get("continue_with") or f"vgpo-lite train --recipe {place} --output {place} --resume auto"
+        raise MergeError(
+            f"the run in {source} ({status.get('state')}) has written no adapter{told and ': '}{told}. Finish it "
+            f"first: {finish}"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, object]:

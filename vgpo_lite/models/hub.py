@@ -6,6 +6,7 @@ number format, the size against the free disk. Only JSON, text and safetensors a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
 _KEPT_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_SAMPLES, _SAMPLE_BYTES = 32, 65_536  # pieces of a file of weights that its fingerprint reads
 _UNREACHABLE = (httpx.TransportError, OfflineModeIsEnabled)
 
 
@@ -112,6 +114,26 @@ def _local_files(folder: Path, *, model_id: str, weights: bool, revision: str | 
         if missing:
             raise ModelError(f"{folder} is incomplete: {', '.join(missing)} is missing. Fetch or copy it again.")
     return ModelFiles(model_id=model_id, folder=folder, revision=revision, config=config)
+
+
+def local_fingerprint(model_id: str) -> str | None:
+    """Names the content of a model that comes from no hub: its configuration, and of its weights sizes and samples.
+
+    Whatever is trained changes nearly every weight, so that pieces spread over each file tell; all of them would take
+    minutes. None where there is no such folder.
+    """
+    folder = TINY_FOLDER if model_id == TINY else Path(model_id)
+    if not (folder / "config.json").is_file():
+        return None
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for piece in range(_SAMPLES + 1):
+                stream.seek(max(0, size - _SAMPLE_BYTES) * piece // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:32]
 
 
 def read_config(path: Path, model_id: str) -> Mapping[str, Any]:
