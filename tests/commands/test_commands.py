@@ -185,6 +185,68 @@ def test_eval_prints_json_and_nothing_else(cli, stand_in, run_folder):
     assert (result["model"], result["dataset"], result["before"]["accuracy"]) == ("tiny", "shapes", 0.48)
 
 
+def replayed(run, step, *, overrides, listener):
+    changed = {"advantage": ("vgpo", "grpo")} if overrides else {}
+    numbers = SimpleNamespace(loss=-0.3749250173, grad_norm=0.0625)
+    now = SimpleNamespace(loss=-0.125 if overrides else numbers.loss, grad_norm=0.0625)
+    return SimpleNamespace(step=step, groups=2, tokens=1440, changed=changed, recorded=numbers, replayed=now)
+
+
+def test_replay_shows_recorded_and_replayed_side_by_side(cli, stand_in, run_folder):
+    replay_step = Calls(replayed)
+    stand_in("vgpo_lite.replay", replay_step=replay_step)
+    shown = cli("replay", str(run_folder), "--step", "12", "--set", "advantage=grpo")
+    assert shown.code == 0, shown.err
+    [((run, step), named)] = replay_step.made
+    assert (run, step, named["overrides"]) == (run_folder, 12, ["advantage=grpo"])
+    assert shown.out.splitlines() == [
+        "step 12: 2 groups, 1,440 tokens",
+        "advantage: vgpo in the run, grpo in the replay",
+        "           recorded      replayed  difference",
+        "loss       -0.374925017  -0.125    0.25",
+        "grad norm  0.0625        0.0625    0",
+    ]
+    assert "note" not in cli("replay", str(run_folder), "--step", "12").out
+
+
+def test_replay_tells_when_a_step_does_not_come_again_and_prints_json(cli, stand_in, run_folder):
+    def other(run, step, **named):
+        report = replayed(run, step, **named)
+        report.replayed = SimpleNamespace(loss=float("nan"), grad_norm=0.0626)
+        return report
+
+    stand_in("vgpo_lite.replay", replay_step=other)
+    shown = cli("replay", str(run_folder), "--step", "12")
+    assert "loss       -0.374925017  nan       -" in shown.out
+    assert "note: they differ by more than 1e-06" in shown.out
+    result = json.loads(cli("replay", str(run_folder), "--step", "12", "--json").out)
+    assert result["loss"] == {"recorded": -0.3749250173, "replayed": None}
+    assert result["grad_norm"] == {"recorded": 0.0625, "replayed": 0.0626}
+
+
+def test_replay_without_a_step_lists_those_that_are_kept(cli, stand_in, run_folder):
+    kept = [
+        (SimpleNamespace(step=3, groups=0, tokens=0, loss=None, grad_norm=0.0), "no: it trained on nothing"),
+        (SimpleNamespace(step=4, groups=2, tokens=1440, loss=0.5, grad_norm=0.25), None),
+    ]
+    stand_in("vgpo_lite.journal", kept_steps=lambda run: kept)
+    assert cli("replay", str(run_folder)).out.splitlines() == [
+        "step  groups  tokens  loss  grad norm  can be replayed",
+        "3     0       0                        no: it trained on nothing",
+        "4     2       1,440   0.5   0.25       yes",
+    ]
+    steps = json.loads(cli("replay", str(run_folder), "--json").out)["steps"]
+    assert [(each["step"], each["replayable"]) for each in steps] == [(3, False), (4, True)]
+
+
+def test_replay_of_no_run_ends_with_its_code(cli, run_folder):
+    assert cli("replay", "nowhere").code == 2
+    shown = cli("replay", str(run_folder), "--step", "0")
+    assert shown.code == 2
+    shown = cli("replay", str(run_folder), "--step", "1")
+    assert (shown.code, "holds no journal of its steps" in shown.err) == (3, True)
+
+
 def report(folder, output, *, base, verify):
     compared = SimpleNamespace(merged_gap=0.00123, adapter_gap=1.5, greedy=0.995, positions=51)
     return SimpleNamespace(
