@@ -156,7 +156,7 @@ class SampleSource:
 class Rows:
     """Rows that passed the check, in a fixed order. `rows[i]` decodes row i anew each time.
 
-    What the check has read of them is kept: about a kilobyte per row, no pixels.
+    What has been read of them is kept: about a kilobyte per row, no pixels.
 
     Attributes:
         name: Data set and split, such as `geo3k/train`.
@@ -168,7 +168,7 @@ class Rows:
         source: Source,
         indices: Sequence[int] | np.ndarray,
         *,
-        outlines: Mapping[int, Outline] | None = None,
+        outlines: dict[int, Outline] | None = None,
         content: str = "",
     ) -> None:
         self._source = source
@@ -213,7 +213,9 @@ class Rows:
             IndexError: There is no such row.
         """
         row = int(self.indices[index])
-        return self._outlines[row] if row in self._outlines else self._source.outline(row)
+        if row not in self._outlines:
+            self._outlines[row] = self._source.outline(row)
+        return self._outlines[row]
 
     def outlines(self) -> Iterator[Outline]:
         """All rows in order, without decoding their images."""

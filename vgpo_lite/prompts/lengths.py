@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.config.schema import DataConfig
     from vgpo_lite.data_types import Outline
+    from vgpo_lite.prompts.pieces import Layout
     from vgpo_lite.prompts.processor import Processor
 
 
@@ -28,8 +29,8 @@ def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    frames: dict[str, int] = {}
-    return [_length(outline, frames, processor, data) for outline in outlines]
+    lengths = _Lengths(processor, data)
+    return [lengths.exact(outline) for outline in outlines]
 
 
 def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> PromptSize:
@@ -47,16 +48,13 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    frames: dict[str, int] = {}
-    known = [
-        (_length(outline, frames, processor, data, text_length=_most_tokens), place, outline)
-        for place, outline in enumerate(outlines)
-    ]
+    lengths = _Lengths(processor, data)
+    known = [(lengths.most(outline), place, outline) for place, outline in enumerate(outlines)]
     longest, images = 2, ()
     for most, _, outline in sorted(known, reverse=True):
         if most <= longest:
             break
-        length = _length(outline, frames, processor, data)
+        length = lengths.exact(outline)
         longest = length if longest < length <= data.max_prompt_length else longest
     for _, _, outline in known:
         shown = tuple(image_tokens(size, processor, data) for size in outline.image_sizes)
@@ -78,31 +76,42 @@ def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataCon
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    frames: dict[str, int] = {}
-    limit = data.max_prompt_length
-    return [
-        _length(outline, frames, processor, data, text_length=_most_tokens) <= limit
-        or _length(outline, frames, processor, data) <= limit
-        for outline in outlines
-    ]
+    lengths, limit = _Lengths(processor, data), data.max_prompt_length
+    return [lengths.most(outline) <= limit or lengths.exact(outline) <= limit for outline in outlines]
 
 
-def _length(
-    outline: Outline,
-    frames: dict[str, int],
-    processor: Processor,
-    data: DataConfig,
-    *,
-    text_length: Callable[[str, Processor], int] | None = None,
-) -> int:
-    """Tokens of one prompt; `frames` remembers those of the model's own text around each arrangement of images."""
-    layout = layout_of(user_text(outline.question, data))
-    if layout.pattern not in frames:
-        encoded = encoded_segments(frame_segments(layout, processor), (), processor, data)
-        frames[layout.pattern] = sum(map(len, encoded["input_ids"])) - layout.pattern.count("i")
-    count = text_length or _tokens
-    text = sum(count(piece, processor) for piece in layout.texts)
-    return frames[layout.pattern] + text + sum(image_tokens(size, processor, data) for size in outline.image_sizes)
+class _Lengths:
+    """Tokens of prompts. Questions that come again with images of the same sizes are counted once."""
+
+    def __init__(self, processor: Processor, data: DataConfig) -> None:
+        self._processor = processor
+        self._data = data
+        self._frames: dict[str, int] = {}
+        self._known: dict[tuple[object, ...], int] = {}
+
+    def exact(self, outline: Outline) -> int:
+        """As many as the encoded prompt has."""
+        return self._of(outline, _tokens)
+
+    def most(self, outline: Outline) -> int:
+        """No fewer than it has, without tokenizing."""
+        return self._of(outline, _most_tokens)
+
+    def _of(self, outline: Outline, count: Callable[[str, Processor], int]) -> int:
+        key = (count, outline.question, outline.image_sizes)
+        if key not in self._known:
+            layout = layout_of(user_text(outline.question, self._data))
+            text = sum(count(piece, self._processor) for piece in layout.texts)
+            images = sum(image_tokens(size, self._processor, self._data) for size in outline.image_sizes)
+            self._known[key] = self._frame(layout) + text + images
+        return self._known[key]
+
+    def _frame(self, layout: Layout) -> int:
+        """Tokens of the model's own text around one arrangement of images."""
+        if layout.pattern not in self._frames:
+            encoded = encoded_segments(frame_segments(layout, self._processor), (), self._processor, self._data)
+            self._frames[layout.pattern] = sum(map(len, encoded["input_ids"])) - layout.pattern.count("i")
+        return self._frames[layout.pattern]
 
 
 def _tokens(text: str, processor: Processor) -> int:
