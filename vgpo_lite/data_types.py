@@ -97,6 +97,7 @@ class Sampling:
         top_k: Most likely tokens kept, >= 0; 0 keeps every token.
         seed: Names the private noise of this draw: a completion depends on `(seed, prompt's place, row, token)`
             alone, never on which rows were decoded beside it.
+        rows: Which of the group's completions are drawn, by their numbers; None: all of them.
     """
 
     num_generations: int
@@ -105,6 +106,12 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    rows: range | None = None
+
+    @property
+    def drawn_rows(self) -> range:
+        """The numbers of the completions that are drawn."""
+        return range(self.num_generations) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True, kw_only=True)

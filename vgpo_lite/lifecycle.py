@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener
+    from vgpo_lite.engine import Backoff
     from vgpo_lite.preparation import Workbench
 
 
@@ -80,7 +83,8 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
             checkpoint, notes = _found_checkpoint(output, resume)
             if checkpoint is not None:
                 _refuse_changes(checkpoint.progress["identity"]["settings"], deciding_settings(config), "settings")
-            with open_workbench(config, purpose="train", listener=listener) as bench:
+            told = partial(_write_backoff, recorder)
+            with open_workbench(config, purpose="train", listener=listener, on_backoff=told) as bench:
                 run = _begun(bench, output=output, recorder=recorder, listener=listener, checkpoint=checkpoint)
                 listener.planned(_plan(run, (*notes, *_extension(run, checkpoint))))
                 recorder.status("running", pid=os.getpid(), first_step=run.first_step)
@@ -92,6 +96,10 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
             if run is not None:
                 run.tracker.close()
             recorder.close()
+
+
+def _write_backoff(recorder: RunRecorder, backoff: Backoff) -> None:
+    recorder.event("out_of_memory", **asdict(backoff))
 
 
 def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tuple[str, ...]]:

@@ -20,12 +20,12 @@ from vgpo_lite.prompts import encode_prompt, largest_prompt, prompts_fit
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener, MemoryPlan, Outline, Prompt
     from vgpo_lite.datasets import DataReport, Rows
-    from vgpo_lite.engine import Engine
+    from vgpo_lite.engine import Backoff, Engine
     from vgpo_lite.models import Policy
     from vgpo_lite.prompts import Processor
 
@@ -68,14 +68,19 @@ class Workbench:
 
 @contextlib.contextmanager
 def open_workbench(
-    config: RunConfig, *, purpose: Literal["train", "measure"] = "train", listener: Listener | None = None
+    config: RunConfig,
+    *,
+    purpose: Literal["train", "measure"] = "train",
+    listener: Listener | None = None,
+    on_backoff: Callable[[Backoff], None] | None = None,
 ) -> Iterator[Workbench]:
     """Open data, graders and model, and leave out every row that cannot be used; all is closed at the end.
 
     Args:
         config: The resolved settings.
         purpose: Whether rows shall train and be measured, or be measured alone.
-        listener: Told what is being opened; None: nobody.
+        listener: Told what is being opened, and of sizes that shrink because memory ran out; None: nobody.
+        on_backoff: Told of such sizes too.
 
     Raises:
         InterruptedRunError: A signal came.
@@ -87,6 +92,11 @@ def open_workbench(
         def checking(done: int, total: int) -> None:
             stop.poll()
             listener.progressed("checking rows", done, total)
+
+        def shrunk(backoff: Backoff) -> None:
+            listener.noted(backoff.in_words())
+            if on_backoff is not None:
+                on_backoff(backoff)
 
         grader.warm_up()
         split = open_rows(config, purpose=purpose, progress=checking)
@@ -103,7 +113,7 @@ def open_workbench(
         yield Workbench(
             config=config,
             policy=policy,
-            engine=make_engine(policy, config),
+            engine=make_engine(policy, config, on_backoff=shrunk),
             grader=grader,
             stop=stop,
             train=fitting["train"],

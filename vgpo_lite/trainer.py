@@ -126,5 +126,6 @@ def learn(
     objective = objective_of(config)
     denominator = step_denominator(objective, token_count=window.token_count, completion_count=window.completion_count)
     tally.add(engine.update(look, advantages, objective, denominator / loss_scale))
+    tally.add({"memory/rows_per_micro_batch": (engine.rows_at_once(scored.group), 1)})
     tally.add_focus(focus, mask)
     return LearnedGroup(signals=look.signals, advantages=advantages, denominator=denominator)

@@ -167,6 +167,8 @@ class MemoryConfig(Section):
     """Completions per forward and backward; auto: as many as fit a quarter of the memory that copies would take."""
     prompts_per_decode: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Groups decoded together; auto: all of a step."""
+    rows_per_decode: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Completions of one prompt decoded together; auto: all of them. Fewer: prompts decode one by one."""
     logprob_chunk: Annotated[int, Field(ge=1)] = 256
     """Tokens whose logits exist at one time."""
     focus_chunk: Annotated[int, Field(ge=1)] = 256

@@ -49,6 +49,10 @@ class BatchedEngine:
         self._features = FeatureStore(policy)
         self._layers = policy.family.layers(policy.model)
 
+    def rows_at_once(self, group: RolloutGroup) -> int:
+        """All of them, unless the settings say less."""
+        return min(self.settings.rows_per_micro_batch or len(group.texts), len(group.texts))
+
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -102,8 +106,7 @@ class BatchedEngine:
         self._features.forget()
 
     def _micro_batches(self, group: RolloutGroup) -> list[slice]:
-        count = len(group.texts)
-        rows = self.settings.rows_per_micro_batch or count
+        count, rows = len(group.texts), self.rows_at_once(group)
         return [slice(start, start + rows) for start in range(0, count, rows)]
 
     def _rows(self, group: RolloutGroup, rows: slice, *, with_focus: bool) -> RowsPass:

@@ -32,7 +32,7 @@ def sample_groups_from_copies(
     on_step: Callable[[DecodeProgress], None] | None = None,
 ) -> list[RolloutGroup]:
     """Sample one group of completions per prompt, prompt after prompt; arguments as in `rollout.sample_groups`."""
-    group_tokens = sampling.num_generations * sampling.max_completion_length
+    group_tokens = len(sampling.drawn_rows) * sampling.max_completion_length
     groups: list[RolloutGroup] = []
     with torch.no_grad(), evaluating(policy.model):
         for prompt, place in zip(prompts, places, strict=True):
@@ -47,7 +47,7 @@ def sample_groups_from_copies(
 
 def _steps(policy: Policy, prompt: Prompt, sampling: Sampling, completions: Completions) -> Iterator[tuple[int, int]]:
     """Decode to the end; after each token yields the rows that go on, and the tokens they may still need."""
-    copies, limit = sampling.num_generations, sampling.max_completion_length
+    copies, limit = len(sampling.drawn_rows), sampling.max_completion_length
     inputs = policy.family.prompt_inputs(policy.model, prompt, None)
     cache = DynamicCache(config=policy.family.language_model(policy.model).config)
     rows = torch.arange(copies, device=policy.device)

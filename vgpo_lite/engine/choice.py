@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vgpo_lite.engine.batched import BatchedEngine
+from vgpo_lite.engine.patient import PatientEngine
 from vgpo_lite.engine.protocol import EngineSettings
 from vgpo_lite.engine.shared import SharedEngine
 from vgpo_lite.errors import ConfigError
@@ -12,29 +14,70 @@ from vgpo_lite.models.attention import use_shared_attention
 from vgpo_lite.models.checkpointing import allow_recomputation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.engine.backoff import Backoff
     from vgpo_lite.engine.protocol import Engine
     from vgpo_lite.models.policy import Policy
 
 
-def make_engine(policy: Policy, config: RunConfig) -> Engine:
+def make_engine(
+    policy: Policy, config: RunConfig, *, on_backoff: Callable[[Backoff], None] | None = None
+) -> PatientEngine:
     """The engine that the configuration names, around a policy whose model is made ready for it.
+
+    Args:
+        policy: The model and its adapters.
+        config: The resolved settings.
+        on_backoff: Told of every size that shrinks because memory ran out; None: nobody is.
 
     Raises:
         ConfigError: The model's completions cannot share a prompt.
     """
     family, model = policy.family, policy.model
     use_shared_attention(family.bare(model))
-    if config.gradient_checkpointing:
-        allow_recomputation(family.language_model(model))
-        if family.trains_vision(model):
-            allow_recomputation(family.vision_tower(model))
-    settings = EngineSettings.of(config)
-    if config.engine == "batched":
-        return BatchedEngine(policy, settings)
-    if not family.shares_prompts(model):
+    if config.engine == "shared" and not family.shares_prompts(model):
         raise ConfigError(
             f"engine=shared needs full attention in every layer, but {policy.model_id} has layers that see only a "
             "window; use --set engine=batched"
         )
-    return SharedEngine(policy, settings)
+
+    def build(settings: EngineSettings) -> Engine:
+        if settings.recompute:
+            allow_recomputation(family.language_model(model))
+            if family.trains_vision(model):
+                allow_recomputation(family.vision_tower(model))
+        return (BatchedEngine if config.engine == "batched" else SharedEngine)(policy, settings)
+
+    settings = EngineSettings.of(config)
+    if config.engine == "batched":
+        settings = replace(settings, prompts_per_decode=1)  # its copies decode prompt after prompt
+    return PatientEngine(
+        policy,
+        settings,
+        build=build,
+        advice=settings_that_need_less(config),
+        written=config.sources,
+        on_backoff=on_backoff,
+    )
+
+
+def settings_that_need_less(config: RunConfig) -> list[str]:
+    """Three settings, as `key=value`, each of which needs less memory for one completion than `config` does.
+
+    >>> from vgpo_lite.config.schema import RunConfig
+    >>> settings_that_need_less(RunConfig(engine="batched"))
+    ['engine=shared', 'data.max_pixels=200704', 'max_completion_length=512']
+    """
+    data = config.data
+    choices = [
+        ("engine=shared", config.engine == "batched"),
+        ("quantization=nf4", config.quantization == "none"),
+        (f"data.max_pixels={data.max_pixels // 2}", data.max_pixels // 2 >= data.min_pixels),
+        (f"max_completion_length={config.max_completion_length // 2}", config.max_completion_length > 1),
+        ("lora.vision=false", config.lora.vision),
+        (f"data.max_prompt_length={data.max_prompt_length // 2}", data.max_prompt_length >= 32),
+        (f"lora.r={config.lora.r // 2}", config.lora.r > 1),
+    ]
+    return [entry for entry, helps in choices if helps][:3]

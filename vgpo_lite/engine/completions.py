@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import pad
 
 from vgpo_lite.data_types import RolloutGroup
 from vgpo_lite.engine.sampling import completion_noise, sampled_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, Shaped
     from torch import Tensor
 
     from vgpo_lite.data_types import Prompt, Sampling
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Completions:
     """The completions of several prompts, as long as they grow.
 
-    Rows are prompt-major: row `prompt * num_generations + generation`. Everything lies on the model's device.
+    Rows are prompt-major: those that are drawn of the first prompt, of the second, and so on. Everything lies on the
+    model's device.
 
     Attributes:
         focus: What was seen of each token, to be filled in by who decodes.
@@ -37,7 +39,7 @@ class Completions:
             places: Each prompt's place in the run, which names its noise.
             sampling: How tokens are drawn.
         """
-        rows, tokens, device = len(prompts) * sampling.num_generations, sampling.max_completion_length, policy.device
+        rows, tokens, device = len(prompts) * len(sampling.drawn_rows), sampling.max_completion_length, policy.device
         self._policy = policy
         self._prompts = prompts
         self._sampling = sampling
@@ -82,7 +84,7 @@ class Completions:
         Args:
             with_focus: Whether `focus` was filled in.
         """
-        size = self._sampling.num_generations
+        size = len(self._sampling.drawn_rows)
         lengths = self._lengths.cpu()
         mask = torch.arange(self._ids.shape[1]) < lengths[:, None]
         # What a slot decoded beyond its row's end is overwritten: nothing depends on when rows were retired.
@@ -109,3 +111,27 @@ class Completions:
                 )
             )
         return groups
+
+
+def joined(pieces: Sequence[RolloutGroup], *, pad_id: int) -> RolloutGroup:
+    """One group from completions of the same prompt that were decoded one part after the other.
+
+    Args:
+        pieces: The parts, in the order of their rows.
+        pad_id: What stands where a completion has ended.
+    """
+    longest = max(piece.completion_ids.shape[1] for piece in pieces)
+
+    def rows(parts: Iterable[Shaped[Tensor, "row token"]], filling: int = 0) -> Shaped[Tensor, "group token"]:
+        return torch.cat([pad(part, (0, longest - part.shape[1]), value=filling) for part in parts])
+
+    focus = [piece.decode_focus for piece in pieces if piece.decode_focus is not None]
+    return RolloutGroup(
+        prompt=pieces[0].prompt,
+        completion_ids=rows((piece.completion_ids for piece in pieces), pad_id),
+        completion_mask=rows(piece.completion_mask for piece in pieces),
+        sampling_logprobs=rows(piece.sampling_logprobs for piece in pieces),
+        decode_focus=rows(focus) if len(focus) == len(pieces) else None,
+        finished=torch.cat([piece.finished for piece in pieces]),
+        texts=tuple(text for piece in pieces for text in piece.texts),
+    )

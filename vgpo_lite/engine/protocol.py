@@ -43,6 +43,8 @@ class EngineSettings:
         needs_focus: Whether focus trains. Otherwise it is only reported, and no pass is spent on it alone.
         rows_per_micro_batch: Completions per forward and backward, >= 1; None: what `planning.update` chooses.
         prompts_per_decode: Groups decoded together, >= 1; None: all.
+        rows_per_decode: Completions of a group decoded together, >= 1; None: all. Below a whole group, groups decode
+            one by one. `patient` sees to it.
         logprob_chunk: Tokens whose logits exist at one time.
         focus_chunk: Tokens whose last-layer attention exists at one time.
         recompute: Whether activations are recomputed in the backward pass instead of kept.
@@ -53,6 +55,7 @@ class EngineSettings:
     needs_focus: bool = True
     rows_per_micro_batch: int | None = None
     prompts_per_decode: int | None = None
+    rows_per_decode: int | None = None
     logprob_chunk: int = 256
     focus_chunk: int = 256
     recompute: bool = True
@@ -67,6 +70,7 @@ class EngineSettings:
             needs_focus=config.uses_focus,
             rows_per_micro_batch=None if memory.rows_per_micro_batch == "auto" else memory.rows_per_micro_batch,
             prompts_per_decode=None if memory.prompts_per_decode == "auto" else memory.prompts_per_decode,
+            rows_per_decode=None if memory.rows_per_decode == "auto" else memory.rows_per_decode,
             logprob_chunk=memory.logprob_chunk,
             focus_chunk=memory.focus_chunk,
             recompute=config.gradient_checkpointing,
@@ -79,6 +83,10 @@ class Engine(Protocol):
     @property
     def settings(self) -> EngineSettings:
         """How it works."""
+        ...
+
+    def rows_at_once(self, group: RolloutGroup) -> int:
+        """Completions of this group that go through the model together in its update, >= 1."""
         ...
 
     def sample(

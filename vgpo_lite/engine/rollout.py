@@ -95,7 +95,7 @@ def sample_groups(
     """
     plan = plan or DecodePlan()
     together = plan.prompts_per_decode or max(len(prompts), 1)
-    group_tokens = sampling.num_generations * sampling.max_completion_length
+    group_tokens = len(sampling.drawn_rows) * sampling.max_completion_length
     use_shared_attention(policy.family.bare(policy.model))
     groups: list[RolloutGroup] = []
     with torch.no_grad(), evaluating(policy.model):
@@ -127,7 +127,7 @@ class _Batch:
         self._decoder = Decoder(policy)
         self._language_model = policy.family.language_model(policy.model)
         self._lm_head = policy.family.lm_head(policy.model)
-        device, slots = policy.device, sampling.num_generations
+        device, slots = policy.device, len(sampling.drawn_rows)
         self.completions = Completions(policy, prompts, places, sampling)
         self._rows = torch.arange(len(prompts) * slots, device=device).view(len(prompts), slots)
         self._alive = torch.ones_like(self._rows, dtype=torch.bool)

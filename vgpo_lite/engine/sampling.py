@@ -25,7 +25,7 @@ def completion_noise(sampling: Sampling, place: int) -> Float[Tensor, "group tok
     the numbers before them as they are, and no global generator is read or moved.
 
     Args:
-        sampling: Gives the seed, the rows and the tokens.
+        sampling: Gives the seed, the rows that are drawn and the tokens.
         place: Where the prompt stands in the run: the same prompt at another place draws other completions.
 
     Returns:
@@ -36,9 +36,12 @@ def completion_noise(sampling: Sampling, place: int) -> Float[Tensor, "group tok
     >>> many = completion_noise(Sampling(num_generations=4, max_completion_length=50), place=7)
     >>> bool((many[:2, :3] == few).all())
     True
+    >>> last = completion_noise(Sampling(num_generations=4, max_completion_length=50, rows=range(3, 4)), place=7)
+    >>> bool((many[3:] == last).all())
+    True
     """
     rows = []
-    for row in range(sampling.num_generations):
+    for row in sampling.drawn_rows:
         digest = hashlib.blake2b(f"{sampling.seed}/{place}/{row}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         rows.append(torch.rand(sampling.max_completion_length, generator=generator))

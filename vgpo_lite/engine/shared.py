@@ -50,6 +50,10 @@ class SharedEngine:
         self._layer_count = len(policy.family.layers(policy.model))
         self._layer_bytes = policy.family.kept_numbers(policy.model) * policy.dtype.itemsize
 
+    def rows_at_once(self, group: RolloutGroup) -> int:
+        """As the plan says."""
+        return min(self._plan(group).rows, len(group.texts))
+
     def sample(
         self,
         prompts: Sequence[Prompt],
