@@ -16,6 +16,7 @@ from vgpo_lite.checkpoint import Checkpoint, save_checkpoint
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_types import GroupSignals, StepReport
 from vgpo_lite.errors import CheckpointError, ConfigError
+from vgpo_lite.failpoints import armed
 from vgpo_lite.journal import FOLDER, Journal, adapter_place, read_adapter, read_index, read_page
 from vgpo_lite.preparation import Workbench
 from vgpo_lite.windows import LearnedGroup, Window
@@ -28,7 +29,8 @@ class Trained:
         self.weights = torch.zeros(4, 256)
         policy = SimpleNamespace(model_id="tiny", revision=None, adapters=lambda: {"a.lora_B": self.weights})
         bench = SimpleNamespace(policy=policy, config=load_config(journal=settings))
-        self.journal = Journal(run / FOLDER, cast("Workbench", bench))
+        self.failures: list[str] = []
+        self.journal = Journal(run / FOLDER, cast("Workbench", bench), on_failure=self.failures.append)
         self.journal.forget_after(after)
 
     def step(self, number: int, *, groups: int = 2, loss: float = 0.5, moves: bool = True) -> Window:
@@ -151,6 +153,47 @@ def test_a_run_that_goes_on_forgets_later_steps_and_what_a_kill_left(tmp_path: P
     assert len(list((tmp_path / FOLDER / "adapters").iterdir())) == 1
     again.step(2)
     assert [entry.step for entry in read_index(tmp_path / FOLDER)] == [1, 2]
+
+
+def test_a_full_disk_ends_the_journal_and_not_the_run_and_its_adapters_make_room(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    for number in (1, 2):
+        trained.step(number)
+    with armed("file.before_rename=raise:OSError:28"):
+        trained.step(3)
+    assert len(trained.failures) == 1
+    assert "left alone from step 3 on" in trained.failures[0]
+    assert "No space left on device" in trained.failures[0]
+    trained.step(4)
+    assert [entry.step for entry in read_index(tmp_path / FOLDER)] == [1, 2]
+    assert steps_with_adapter(tmp_path) == []
+    assert sorted(path.name for path in (tmp_path / FOLDER).rglob("*")) == [
+        "adapters",
+        "index.jsonl",
+        "step-000001.safetensors",
+        "step-000002.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("site", ["file.before_write", "file.before_rename", "journal.before_rename"])
+def test_a_journal_that_a_kill_cut_short_goes_on_where_it_was_whole(tmp_path: Path, site: str) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def kill(passed: str) -> None:
+        if passed == site:
+            raise KilledError
+
+    trained = Trained(tmp_path)
+    trained.step(1)
+    with armed(passed=kill), pytest.raises(KilledError):
+        trained.step(2)
+    assert [entry.step for entry in read_index(tmp_path / FOLDER)] == [1]
+    assert read_page(tmp_path, 1).loss == 0.5
+    again = Trained(tmp_path, after=1)
+    again.step(2)
+    assert [entry.step for entry in read_index(tmp_path / FOLDER)] == [1, 2]
+    assert len(list((tmp_path / FOLDER).iterdir())) == 4
 
 
 def test_a_damaged_index_stops_no_run(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ room for. The file of an adapter equals that of a checkpoint of the same weights
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -21,14 +22,14 @@ from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 
 from vgpo_lite.checkpoint import checkpoint_adapter, generator_states, state_bytes
-from vgpo_lite.errors import CheckpointError, ConfigError
+from vgpo_lite.errors import CheckpointError, ConfigError, StorageError
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.lora import adapter_state
 from vgpo_lite.storage import replace_file, storage_errors
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -127,15 +128,21 @@ class Page:
 class Journal:
     """Writes a run's journal; every file in it is whole, and together they stay within the limit.
 
+    A disk that refuses is told of once; the journal then lets its adapters go, to make room for checkpoints, and is
+    left alone.
+
     Args:
         folder: The journal's folder.
         bench: The opened parts of the run.
+        on_failure: Told why, should it be left alone.
     """
 
-    def __init__(self, folder: Path, bench: Workbench) -> None:
+    def __init__(self, folder: Path, bench: Workbench, *, on_failure: Callable[[str], None]) -> None:
         self._folder = folder
+        self._on_failure = on_failure
         self._policy = bench.policy
         self._settings = bench.config.journal
+        self._is_on = self._settings.steps > 0 and self._settings.max_bytes > 0
         self._about = {
             "model": bench.policy.model_id,
             "commit": bench.policy.revision,
@@ -159,7 +166,7 @@ class Journal:
 
     def before(self) -> Before | None:
         """What a step is about to begin with; None where the journal is off."""
-        if self._settings.steps == 0 or self._settings.max_bytes == 0:
+        if not self._is_on:
             return None
         return Before(adapter=state_bytes(adapter_state(self._policy)), generators=generator_states())
 
@@ -180,9 +187,6 @@ class Journal:
             window: The rollouts as the step found them.
             learned: What was seen of each useful group and what was made of it.
             loss_scale: What the loss was multiplied by for the backward pass.
-
-        Raises:
-            StorageError: The disk refuses.
         """
         if before is None:
             return
@@ -207,14 +211,25 @@ class Journal:
             loss=loss if math.isfinite(loss) else None,
             grad_norm=grad_norm if math.isfinite(grad_norm) else None,
         )
+        try:
+            self._write(entry, data, before.adapter)
+        except StorageError as error:
+            self._is_on = False
+            with contextlib.suppress(StorageError):
+                self._keep(self._entries)
+                self._remove_adapters(())
+            self._on_failure(f"the journal is left alone from step {report.step} on: {error}")
+
+    def _write(self, entry: Entry, data: bytes, adapter: bytes) -> None:
         kept, adapters = _within(self._settings, [*self._entries, entry])
-        self._remove_adapters(adapters)  # first: it makes room for the new one
-        if adapter in adapters and not self._adapter(adapter).exists():
-            replace_file(self._adapter(adapter), before.adapter)
-        if entry in kept:
-            replace_file(self._folder / entry.file, data)
-        failpoint("journal.before_rename")
-        self._keep(kept)
+        with storage_errors(str(self._folder)):
+            self._remove_adapters(adapters)  # first: it makes room for the new one
+            if entry.adapter in adapters and not self._adapter(entry.adapter).exists():
+                replace_file(self._adapter(entry.adapter), adapter)
+            if entry in kept:
+                replace_file(self._folder / entry.file, data)
+            failpoint("journal.before_rename")
+            self._keep(kept)
 
     def _keep(self, entries: list[Entry]) -> None:
         """Make the index name these steps, and then remove every file it does not name."""

@@ -129,6 +129,11 @@ def _begun(
 ) -> Run:
     if checkpoint is not None:
         _refuse_changes(checkpoint.progress["identity"], identity(bench), "model or data")
+
+    def journal_failed(reason: str) -> None:
+        recorder.event("journal_off", reason=reason)
+        listener.noted(reason)
+
     optimizer = make_optimizer(list(bench.policy.adapters().values()), bench.config)
     run = Run(
         bench=bench,
@@ -144,7 +149,7 @@ def _begun(
             settings=flat_values(bench.config),
             on_failure=listener.noted,
         ),
-        journal=Journal(output / FOLDER, bench),
+        journal=Journal(output / FOLDER, bench, on_failure=journal_failed),
     )
     if checkpoint is not None:
         _restore(run, checkpoint)
