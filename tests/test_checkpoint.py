@@ -16,9 +16,9 @@ from vgpo_lite.checkpoint import (
     newest_checkpoint,
     restore_generators,
     save_checkpoint,
-    sweep,
 )
 from vgpo_lite.errors import CheckpointError
+from vgpo_lite.storage import sweep
 
 
 def checkpoint_of(step: int) -> Checkpoint:

@@ -23,7 +23,6 @@ from vgpo_lite.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     restore_generators,
-    sweep,
 )
 from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
@@ -37,7 +36,7 @@ from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
 from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
 from vgpo_lite.run import Progress, Run, deciding_settings, identity
-from vgpo_lite.storage import discard_folder, json_bytes, replace_file
+from vgpo_lite.storage import discard_folder, json_bytes, replace_file, sweep
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
 
@@ -105,7 +104,8 @@ def _write_backoff(recorder: RunRecorder, backoff: Backoff) -> None:
 def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
     root = output / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
-    sweep(root)
+    for folder in (output, root, output / "completions"):
+        sweep(folder)
     if resume == "never":
         return None, ()
     if resume != "auto":

@@ -8,6 +8,7 @@ completions/    one parquet file per recorded step
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -22,6 +23,7 @@ from vgpo_lite.storage import json_bytes, replace_file, storage_errors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from io import FileIO
     from typing import TextIO
 
     from vgpo_lite.data_types import GroupRewards, RolloutGroup, StepReport
@@ -82,8 +84,9 @@ class RunRecorder:
             self._open()
 
     def _open(self) -> None:
-        self._metrics = (self._folder / "metrics.jsonl").open("a")
-        self._events = (self._folder / "events.jsonl").open("a")
+        # without buffers: what the disk refused once is not tried again when the file is closed
+        self._metrics = (self._folder / "metrics.jsonl").open("ab", buffering=0)
+        self._events = (self._folder / "events.jsonl").open("ab", buffering=0)
 
     def forget_after(self, step: int) -> None:
         """Drop records of steps later than `step`, which a resumed run will make again.
@@ -129,11 +132,20 @@ class RunRecorder:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         replace_file(self._folder / "completions" / f"step-{step:06d}.parquet", sink.getvalue().to_pybytes())
 
-    def _append(self, file: TextIO, site: str, entry: Mapping[str, object]) -> None:
-        with storage_errors(file.name):
-            failpoint(site)
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
-            file.flush()
+    def _append(self, file: FileIO, site: str, entry: Mapping[str, object]) -> None:
+        """Add a line and wait until it is on the disk; a line that does not fit leaves nothing behind."""
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
+        end = os.fstat(file.fileno()).st_size
+        with storage_errors(str(file.name)):
+            try:
+                failpoint(site)
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
 
 
 def _completion_rows(step: int, group: RolloutGroup, rewards: GroupRewards) -> list[dict[str, object]]:
@@ -166,10 +178,11 @@ def forget_after(folder: Path, step: int) -> None:
         lines = _whole_lines(metrics)
         kept = [line for number, line in enumerate(lines, start=1) if _step_of(line, f"{metrics}:{number}") <= step]
         replace_file(metrics, b"".join(kept))
-    for file in (folder / "completions").glob("step-*.parquet"):
-        number = file.stem.removeprefix("step-")
-        if number.isdecimal() and int(number) > step:
-            file.unlink(missing_ok=True)
+    with storage_errors(str(folder / "completions")):
+        for file in (folder / "completions").glob("step-*.parquet"):
+            number = file.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
+                file.unlink(missing_ok=True)
 
 
 def recorded_values(folder: Path, name: str) -> list[float]:

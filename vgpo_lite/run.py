@@ -24,7 +24,7 @@ from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
 from vgpo_lite.models.hub import local_fingerprint
 from vgpo_lite.models.lora import adapter_state, save_adapter
-from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_folder
+from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_files, sync_folder
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
@@ -299,15 +299,20 @@ class Run:
         final, beside = self.output / "adapter", self.output / ".tmp-adapter"
         with storage_errors(str(final)):
             shutil.rmtree(beside, ignore_errors=True)
-            failpoint("adapter.before_files")
             try:
+                failpoint("adapter.before_files")
                 save_adapter(self.bench.policy, beside)
+                sync_files(beside)
+                failpoint("adapter.before_rename")
+                if final.exists():
+                    discard_folder(final)
+                beside.replace(final)
+            except OSError:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
             except SafetensorError as error:  # what safetensors makes of a full disk
+                shutil.rmtree(beside, ignore_errors=True)
                 raise OSError(str(error)) from error
-            failpoint("adapter.before_rename")
-            if final.exists():
-                discard_folder(final)
-            beside.replace(final)
             sync_folder(self.output)
 
 

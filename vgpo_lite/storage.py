@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from vgpo_lite.failpoints import failpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_LEFT_FOLDER = re.compile(r"\.(tmp|trash)-.+")
+_LEFT_FILE = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextlib.contextmanager
@@ -56,11 +60,32 @@ def replace_file(path: Path, data: bytes) -> None:
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        failpoint("file.before_write")
-        write_synced(beside, data)
-        failpoint("file.before_rename")
-        beside.replace(path)
+        try:
+            failpoint("file.before_write")
+            write_synced(beside, data)
+            failpoint("file.before_rename")
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
         sync_folder(path.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until every file of a folder, and the folder's own entries, are on the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written or half-deleted in a folder; who calls it owns the folder."""
+    for path in folder.glob(".*"):
+        if _LEFT_FOLDER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _LEFT_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def json_bytes(value: object) -> bytes:
