@@ -12,7 +12,7 @@ calls `vgpo_lite.train` with `resume="auto"`. SIGKILL ends a forked child as it 
 more, and what it had not handed to the system is lost. What the system holds survives, so a power failure is not tried.
 The phase at the kill is that of the site (`vgpo_lite/failpoints.py`) which the child passed last; the child notes sites
 in memory it shares with this process, which is read once the child is dead. What follows a site belongs to its phase
-until the next site: prompts, for instance, are prefilled in the phase `elsewhere`, since no site of decoding was passed.
+until the next site: prompts, for instance, are prefilled in the phase `elsewhere`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def start(output: Path, settings: dict[str, object], *, specification: str = "",
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         code = _trained(output, settings, specification=specification, board=board, times=times)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the forked half must end here, whatever happened
         traceback.print_exc()
         sys.stderr.flush()
     finally:
@@ -274,7 +274,7 @@ def settings_of(steps: int, folder: Path) -> dict[str, object]:
 
 
 def tortured(folder: Path, *, kills: int, steps: int, seed: int) -> tuple[dict[str, object], list[str], list[str]]:
-    """Train twice, once undisturbed; returns what happened, the faults seen after kills, and what differs at the end."""
+    """Train twice, once undisturbed: what happened, the faults seen after kills, and what differs at the end."""
     settings, draw = settings_of(steps, folder), random.Random(seed)
     undisturbed, output, times = folder / "undisturbed", folder / "killed", folder / "times.json"
     if start(undisturbed, settings, times=times).wait() != 0:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_entered: list[StopFlag] = []
 
 
 class StopFlag:
@@ -31,6 +32,7 @@ class StopFlag:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
+        _entered.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -39,6 +41,7 @@ class StopFlag:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _entered.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType] what signal() itself returned
         self._previous.clear()
@@ -57,3 +60,13 @@ class StopFlag:
         """
         if self._received is not None:
             raise InterruptedRunError(self._received)
+
+
+def poll_stop() -> None:
+    """Poll the flag in use, if there is one: for work that nobody hands a flag to, between its parts.
+
+    Raises:
+        InterruptedRunError: A signal came.
+    """
+    if _entered:
+        _entered[-1].poll()

@@ -22,8 +22,8 @@ from vgpo_lite.storage import json_bytes, replace_file, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from io import FileIO
+    from pathlib import Path
     from typing import TextIO
 
     from vgpo_lite.data_types import GroupRewards, RolloutGroup, StepReport

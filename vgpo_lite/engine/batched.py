@@ -20,6 +20,7 @@ from vgpo_lite.engine.logprobs import token_logprobs
 from vgpo_lite.engine.passes import RowsPass
 from vgpo_lite.engine.protocol import Look
 from vgpo_lite.failpoints import failpoint
+from vgpo_lite.interruption import poll_stop
 from vgpo_lite.models.checkpointing import recomputing
 from vgpo_lite.models.modes import evaluating
 
@@ -73,6 +74,7 @@ class BatchedEngine:
                 parts: list[RowsPass] = []
                 for rows in micro_batches:
                     failpoint("look.micro_batch")
+                    poll_stop()
                     parts.append(self._rows(group, rows, with_focus=True))
             if reference:
                 with torch.no_grad(), self._policy.reference():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vgpo_lite.algorithm.objective import policy_loss
 from vgpo_lite.failpoints import failpoint, poisoned
+from vgpo_lite.interruption import poll_stop
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,6 +39,7 @@ class GroupLoss:
     def backward(self, logprobs: Float[Tensor, "row token"], rows: slice = ALL_ROWS) -> dict[str, tuple[float, float]]:
         """Go backward from the log-probabilities of these rows; returns their metrics as (sum, count)."""
         failpoint("update.micro_batch")
+        poll_stop()
         signals, device = self.look.signals, logprobs.device
         old, reference = (
             None if values is None else values[rows].to(device)

@@ -19,6 +19,7 @@ from vgpo_lite.engine.passes import GroupPasses, RowsPass
 from vgpo_lite.engine.protocol import Look
 from vgpo_lite.engine.rollout import DecodePlan, sample_groups
 from vgpo_lite.failpoints import failpoint
+from vgpo_lite.interruption import poll_stop
 from vgpo_lite.models.modes import evaluating
 from vgpo_lite.planning.update import WEIGHT_TOKENS, Sizes, UpdatePlan, undivided, update_plan
 
@@ -137,6 +138,7 @@ class SharedEngine:
         parts: list[RowsPass] = []
         for rows in _micro_batches(group, plan):
             failpoint("look.micro_batch")
+            poll_stop()
             kept = self._layer_count
             parts.append(self._passes.completions(group, rows, prompt, with_focus=with_focus, kept_layers=kept))
         focus = [part.focus for part in parts if part.focus is not None]
