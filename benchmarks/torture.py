@@ -215,7 +215,7 @@ def faults_in(output: Path, *, keep: int) -> list[str]:
         faults += _problem(output / name, lambda path: [json.loads(line) for line in path.read_bytes().splitlines()])
     for path in output.glob("completions/[!.]*"):
         faults += _problem(path, pyarrow.parquet.read_table)
-    for path in output.glob("journal/[!.]*.safetensors"):
+    for path in output.glob("journal/**/[!.]*.safetensors"):
         faults += _problem(path, load_file)
     if (output / "adapter").exists():
         faults += _problem(output / "adapter" / "adapter_model.safetensors", load_file)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.torture import differences, faults_in
 from tests.cheap_runs import Lent, lent, small_config
@@ -117,8 +116,7 @@ def test_every_site_of_a_training_is_passed_by_a_run(passed: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "site",
-    ["checkpoint.before_files@3", "checkpoint.between_files@15", "checkpoint.before_manifest@3"]
-    + ["checkpoint.before_rename@3", "record.step@2", "adapter.before_files@1", "adapter.before_rename@1"],
+    ["checkpoint.before_files@3", "checkpoint.between_files@15", "checkpoint.before_manifest@3", "checkpoint.before_rename@3", "record.step@2", "adapter.before_files@1", "adapter.before_rename@1"],
 )
 def test_a_full_disk_ends_a_run_with_its_older_checkpoints_and_it_goes_on_when_there_is_room(
     undisturbed: Path, output: Path, site: str
@@ -191,9 +189,11 @@ def test_gradients_that_are_nan_end_a_run_only_when_three_come_in_a_row(output: 
 
 @pytest.mark.parametrize(
     ("site", "saved"),
-    [("decode.step@11", 2), ("look.micro_batch@4", 2), ("update.micro_batch@2", 1), ("grade.before@2", 2)]
-    + [("optimizer.before_step@2", 2), ("optimizer.after_step@2", 2)],
-)
+    [
+        ("decode.step@11", 2), ("look.micro_batch@4", 2), ("update.micro_batch@2", 1), ("grade.before@2", 2),
+        ("optimizer.before_step@2", 2), ("optimizer.after_step@2", 2),
+    ],
+)  # fmt: skip
 def test_sigterm_at_any_moment_saves_the_last_whole_step_and_ends_with_143(
     undisturbed: Path, output: Path, site: str, saved: int
 ) -> None:
