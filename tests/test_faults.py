@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.torture import differences, faults_in
 from tests.cheap_runs import Lent, lent, small_config
+from vgpo_lite import lifecycle
 from vgpo_lite.checkpoint import checkpoints, load_checkpoint
 from vgpo_lite.errors import InterruptedRunError, NonFiniteError, StorageError
 from vgpo_lite.failpoints import SITES, armed
@@ -98,14 +99,29 @@ KILLS = [
 
 @pytest.mark.parametrize(("site", "passing"), KILLS, ids=lambda value: str(value))
 def test_a_run_killed_anywhere_and_resumed_equals_one_that_never_stopped(
-    undisturbed: Path, output: Path, site: str, passing: int
+    undisturbed: Path, output: Path, site: str, passing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lifecycle, "_end_early", lambda *_: None)  # a process that is killed says nothing more
     with armed(passed=KillAt(site, passing)), pytest.raises(KilledError):
         train(small_config(output, **TWICE))
     assert faults_in(output, keep=2) == []
     summary = train(small_config(output, **TWICE), resume="auto")
     assert differences(undisturbed, output) == []
     assert (summary.steps, summary.updated_steps) == (4, 4)
+    assert faults_in(output, keep=2) == leftovers(output) == []
+
+
+@pytest.mark.parametrize(
+    ("site", "passing"), [("record.step", 2), ("file.before_rename", 11), ("optimizer.after_step", 3)], ids=str
+)
+def test_a_run_that_an_unforeseen_error_ended_goes_on_as_if_it_had_never_stopped(
+    undisturbed: Path, output: Path, site: str, passing: int
+) -> None:
+    with armed(passed=KillAt(site, passing)), pytest.raises(KilledError):
+        train(small_config(output, **TWICE))
+    assert (status(output)["state"], status(output)["exit_code"]) == ("crashed", 1)
+    train(small_config(output, **TWICE), resume="auto")
+    assert differences(undisturbed, output) == []
     assert faults_in(output, keep=2) == leftovers(output) == []
 
 
@@ -116,8 +132,11 @@ def test_every_site_of_a_training_is_passed_by_a_run(passed: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "site",
-    ["checkpoint.before_files@3", "checkpoint.between_files@15", "checkpoint.before_manifest@3", "checkpoint.before_rename@3", "record.step@2", "adapter.before_files@1", "adapter.before_rename@1"],
-)
+    [
+        "checkpoint.before_files@3", "checkpoint.between_files@15", "checkpoint.before_manifest@3",
+        "checkpoint.before_rename@3", "record.step@2", "adapter.before_files@1", "adapter.before_rename@1",
+    ],
+)  # fmt: skip
 def test_a_full_disk_ends_a_run_with_its_older_checkpoints_and_it_goes_on_when_there_is_room(
     undisturbed: Path, output: Path, site: str
 ) -> None:
@@ -138,7 +157,7 @@ def test_a_full_disk_ends_a_run_with_its_older_checkpoints_and_it_goes_on_when_t
 def test_a_disk_that_takes_nothing_at_all_is_still_a_storage_error(output: Path, undisturbed: Path) -> None:
     with armed(f"optimizer.after_step={FULL}@2"), pytest.raises(OSError, match="No space"):
         train(small_config(output, **TWICE))
-    assert status(output)["state"] == "crashed"
+    assert (status(output)["state"], status(output)["exit_code"]) == ("failed", 6)
     whole = sum(1 for _ in checkpoints(output / "checkpoints"))
     everything = ",".join(f"{site}={FULL}" for site in ("file.before_write", "record.event", "checkpoint.before_files"))
     with armed(everything), pytest.raises(StorageError) as caught:
@@ -229,7 +248,7 @@ def test_sigterm_while_the_grading_server_is_waited_for_ends_the_wait(shared: Le
     assert caught.value.exit_code == 143
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_and_its_steps_are_taken_again(
+def test_a_damaged_newest_checkpoint_is_left_behind_and_its_steps_are_taken_again(
     undisturbed: Path, output: Path
 ) -> None:
     with armed(passed=KillAt("adapter.before_files", 1)), pytest.raises(KilledError):
@@ -239,9 +258,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_its_steps_are_taken_again(
     train(small_config(output, **TWICE), resume="auto")
     assert differences(undisturbed, output) == []
     assert load_checkpoint(newest).step == 4
-    assert sorted(path.name for path in newest.parent.iterdir()) == [
-        "damaged-step-000004", "step-000003", "step-000004",
-    ]  # fmt: skip
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["step-000003", "step-000004"]
 
 
 def test_what_killed_processes_left_is_swept_and_nothing_else(undisturbed: Path, output: Path) -> None:

@@ -134,35 +134,17 @@ def checkpoint_adapter(root: Path, sha256: str) -> Path | None:
 def newest_checkpoint(root: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     """The newest whole checkpoint, and a note for each newer one that is damaged.
 
-    The damaged ones are renamed to `damaged-step-...`: the run will take their steps again, and must neither find them
-    saved already nor count them among those it keeps.
-
     Raises:
         CheckpointError: There is none, or none is whole: a run never silently starts over.
-        StorageError: The disk refuses.
     """
     notes: list[str] = []
-    damaged: list[Path] = []
     for folder in reversed(checkpoints(root)):
         try:
-            found = load_checkpoint(folder)
+            return load_checkpoint(folder), tuple(notes)
         except CheckpointError as error:
             notes.append(str(error))
-            damaged.append(folder)
-            continue
-        for aside in damaged:
-            _set_aside(aside)
-        return found, tuple(notes)
     found = "; ".join(notes) if notes else "the folder holds no complete checkpoint"
     raise CheckpointError(f"{root}: cannot resume: {found}. Start afresh with another --output.")
-
-
-def _set_aside(folder: Path) -> None:
-    aside = folder.with_name(f"damaged-{folder.name}")
-    with storage_errors(str(aside)):
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.replace(aside)
-        sync_folder(folder.parent)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -179,13 +179,13 @@ class Run:
         )
         after = replace(window, updates=window.updates + 1)
         self.pending = None if over else after
-        self.is_settled = True
         self.recorder.step(report)
         self.tracker.log(report.step, report.metrics)
         every, steps = self.config.save_completions_every, range(report.step, report.step + self.config.num_iterations)
         if window.updates == 0 and (report.step == 1 or any(step % every == 0 for step in steps)):
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
+        self.is_settled = True  # only now: a step that is saved has its records
         self.listener.stepped(report, self.seconds_left)
         if failed:
             self.recorder.event("step_skipped", step=report.step, reason="the gradient is not finite")
