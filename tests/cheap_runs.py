@@ -22,10 +22,11 @@ from vgpo_lite.preparation import Workbench, open_workbench
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Listener
+    from vgpo_lite.engine import Backoff
 
 SMALL: dict[str, object] = {
     "max_steps": 3,
@@ -43,13 +44,17 @@ REWARD = "def letters(completions, **columns):\n    return [sum(map(ord, c[0]['c
 """Tells almost any two completions apart, so that no step samples twice."""
 
 
-def small_config(output: Path, **changes: object) -> RunConfig:
-    """Settings of a run of three steps; its reward function lies beside the run directory."""
-    rewards = output.parent / "rewards.py"
-    rewards.parent.mkdir(parents=True, exist_ok=True)
+def small_settings(folder: Path) -> dict[str, object]:
+    """Settings of a run of three steps; their reward function is written into the folder."""
+    rewards = folder / "rewards.py"
+    folder.mkdir(parents=True, exist_ok=True)
     rewards.write_text(REWARD)
-    reward = {"functions": {f"{rewards}:letters": 1.0}}
-    return load_config(**(SMALL | {"output": str(output), "reward": reward} | changes))
+    return SMALL | {"reward": {"functions": {f"{rewards}:letters": 1.0}}}
+
+
+def small_config(output: Path, **changes: object) -> RunConfig:
+    """The same as a configuration; the reward function lies beside the run directory."""
+    return load_config(**(small_settings(output.parent) | {"output": str(output)} | changes))
 
 
 class Poll:
@@ -81,7 +86,12 @@ class Lent:
 
     @contextlib.contextmanager
     def reopened(
-        self, config: RunConfig, *, purpose: str = "train", listener: Listener | None = None
+        self,
+        config: RunConfig,
+        *,
+        purpose: str = "train",
+        listener: Listener | None = None,
+        on_backoff: Callable[[Backoff], None] | None = None,
     ) -> Iterator[Workbench]:
         """Stand in for `open_workbench`."""
         policy = self.bench.policy
@@ -90,7 +100,7 @@ class Lent:
             parameter.grad = None
         with StopFlag() as stop:
             self.poll.stop = stop
-            engine = make_engine(policy, config)
+            engine = make_engine(policy, config, on_backoff=on_backoff)
             yield replace(self.bench, config=config, stop=stop, engine=engine, grader=self.grader)
 
 
