@@ -16,7 +16,7 @@ from vgpo_lite.interruption import StopFlag
 from vgpo_lite.memory import cpu_threads
 from vgpo_lite.models import load_policy
 from vgpo_lite.planning import Job, architecture_of, memory_plan
-from vgpo_lite.prompts import encode_prompt, largest_prompt, prompts_fit
+from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
@@ -141,14 +141,19 @@ def gradable_rows(rows: Rows, grader: Grader, report: DataReport, config: RunCon
     verdicts = grader.self_check([outline.answer for outline in outlines])
     if "accuracy" not in config.reward.functions:
         verdicts = [good or outline.answer is None for good, outline in zip(verdicts, outlines, strict=True)]
-    return _keep(rows, outlines, verdicts, report, UNGRADABLE)
+    return _keep(rows, outlines, verdicts, report, UNGRADABLE, lambda outline: f"answer {outline.answer!r}")
 
 
 def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
     """The rows whose prompt is no longer than the budget; nothing is ever cut."""
     outlines = list(rows.outlines())
     fitting = prompts_fit(outlines, processor, config.data)
-    return _keep(rows, outlines, fitting, report, TOO_LONG)
+
+    def found(outline: Outline) -> str:
+        [length] = prompt_lengths([outline], processor, config.data)
+        return f"{length:,} tokens, at most {config.data.max_prompt_length:,}"
+
+    return _keep(rows, outlines, fitting, report, TOO_LONG, found)
 
 
 def _memory(policy: Policy, config: RunConfig, rows: Mapping[str, Rows]) -> MemoryPlan:
@@ -165,10 +170,16 @@ def _memory(policy: Policy, config: RunConfig, rows: Mapping[str, Rows]) -> Memo
 
 
 def _keep(
-    rows: Rows, outlines: Sequence[Outline], wanted: Sequence[bool], report: DataReport, reason: str
+    rows: Rows,
+    outlines: Sequence[Outline],
+    wanted: Sequence[bool],
+    report: DataReport,
+    reason: str,
+    found: Callable[[Outline], str],
 ) -> tuple[Rows, DataReport]:
+    """The wanted rows, and the report with the others; `found` says what the first of these holds."""
     names = [outline.sample_id for outline, keep in zip(outlines, wanted, strict=True) if not keep]
     if not names:
         return rows, report
     first = next(outline for outline, keep in zip(outlines, wanted, strict=True) if not keep)
-    return rows.keep(np.flatnonzero(wanted)), report.dropping(reason, names, f"answer {first.answer!r}")
+    return rows.keep(np.flatnonzero(wanted)), report.dropping(reason, names, found(first))

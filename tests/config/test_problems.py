@@ -98,7 +98,7 @@ def test_each_wrong_override_is_told_with_what_was_meant(override, expected):
         ("\tseed: 1\n", "YAML indents with spaces, not tabs"),
         ("seed: 'open\n", "is not YAML: found unexpected end of stream"),
         ("a: 1\n---\nb: 2\n", "is not YAML"),
-        ("learning_rate: !!python/object/apply:os.system [ls]\n", "expected a number >= 0"),
+        ("learning_rate: !!python/object/apply:os.system [ls]\n", "learning_rate has the tag !!python"),
         (b"\xff\xfe\x00s", "my.yaml is not UTF-8 text; expected a page of YAML"),
         (b"seed: \x00\n", "my.yaml is not YAML"),
         ("[" * 5000, "my.yaml is nested too deeply"),
@@ -227,3 +227,20 @@ def test_no_override_can_do_worse_than_a_config_error(pairs):
 @given(st.dictionaries(keys, st.recursive(st.none() | st.text(max_size=9) | st.floats() | st.integers(), st.lists)))
 def test_no_argument_can_do_worse_than_a_config_error(flags):
     assert_reads_or_refuses(**flags)
+
+
+PIECES = [
+    *("seed", "focus", "focus.beta", "beta", "reward", "functions", "accuracy", "model", "data", "limit", "x", "tiny"),
+    *(": ", ":\n  ", "\n", "\n  ", "\n- ", ", ", "[", "]", "{", "}", "? ", "| ", "> ", "# ", "'", '"', "\t", "\x00"),
+    *("&a ", "*a", "<<: *a", "!!python/object/apply:os.system ", "!!int ", "!x ", "!!set ", "%YAML 9.9\n", "---\n"),
+    *("1", "-1", "1e999", ".nan", ".inf", "0x1F", "1_000", "null", "~", "yes", "2026-01-01", "\ud800", "\x85", "..."),
+]
+
+
+@effort(deadline=None, max_examples=120)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_no_yaml_can_do_worse_than_a_config_error(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("recipe") / "my.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert_reads_or_refuses(path)
+    assert_reads_or_refuses(overrides=[f"reward.functions={text}", text])

@@ -19,7 +19,7 @@ from vgpo_lite.datasets.checks import checked_rows
 from vgpo_lite.datasets.columns import map_columns
 from vgpo_lite.datasets.rows import TableSource
 from vgpo_lite.datasets.tables import RecordTable
-from vgpo_lite.errors import DataError
+from vgpo_lite.errors import ConfigError, DataError
 
 
 def address(content: bytes) -> str:
@@ -61,11 +61,11 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a path": ({"images": ["/etc/passwd"]}, "image outside the folder", "'/etc/passwd'"),
     "a climbing path": ({"images": ["../cat.png"]}, "image outside the folder", "'../cat.png'"),
     "a file that is not there": ({"images": ["cat.png"]}, "image file missing", "'cat.png'"),
-    "no answer": ({"answer": None}, "no gold", "column answer holds no answer"),
-    "blank answer": ({"answer": "  "}, "no gold", "column answer holds no answer"),
-    "empty answer tag": ({"answer": "<answer> </answer>"}, "no gold", "column answer holds no answer"),
+    "no answer": ({"answer": None}, "no gold", "no answer that can be right"),
+    "blank answer": ({"answer": "  "}, "no gold", "no answer that can be right"),
+    "empty answer tag": ({"answer": "<answer> </answer>"}, "no gold", "no answer that can be right"),
     "two answers": ({"answer": ["1", "2"]}, "no gold", "the answer is a list"),
-    "not a number": ({"answer": float("nan")}, "no gold", "column answer holds no answer"),
+    "not a number": ({"answer": float("nan")}, "no gold", "no answer that can be right"),
     "no question": ({"problem": None}, "empty question", "the question is absent"),
     "blank question": ({"problem": " \n"}, "empty question", "holds no text"),
     "question of marks": ({"problem": "<image>"}, "empty question", "holds no text"),
@@ -96,7 +96,7 @@ def test_too_many_bad_rows_stop_the_run_with_counts_and_examples(tmp_path: Path)
         "3 of 20 rows (15.0%) cannot be used, data.max_bad_rows is 5%; repair them, or allow more with "
         "data.max_bad_rows:\n"
         "  2 x no image: a/train/17 column images is empty\n"
-        "  1 x no gold: a/train/18 column answer holds no answer that can be right"
+        "  1 x no gold: a/train/18 column answer holds None, no answer that can be right"
     )
     assert error.value.exit_code == 3
     assert opened(path, max_bad_rows=0.15).report.kept == 17
@@ -321,3 +321,27 @@ def test_no_row_whatever_it_holds_raises_anything_but_a_refusal(
         assert all(image.mode == "RGB" for image in sample.images)
         assert sample.answer is not None or not needs_gold
         assert sample.images or not needs_image
+
+
+CONTENT = st.binary(max_size=60) | st.lists(
+    st.sampled_from([
+        '{"problem": "Who?", "images": [], "answer": "3"}', '{"problem": 3}', "{", "}", "[", "]", '"', ",", "\n", "\r",
+        "problem,images,answer", "Who?,x.png,3", "NaN", "-Infinity", "1e999", "9" * 5000, '"\\ud800"', "\ufeff", "null",
+        "[" * 3000,
+    ]),
+    max_size=8,
+).map(lambda pieces: "".join(pieces).encode())  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(CONTENT, st.sampled_from(["my.jsonl", "my.json", "my.csv", "my.parquet"]))
+def test_no_file_whatever_it_holds_raises_anything_but_a_refusal(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
+) -> None:
+    path = tmp_path_factory.mktemp("data") / name
+    path.write_bytes(content)
+    try:
+        split = opened(path, require_image=False, max_bad_rows=1.0)
+    except (ConfigError, DataError):
+        return
+    assert len(split.train) + len(split.held_out) == split.report.kept > 0

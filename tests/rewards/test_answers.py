@@ -18,6 +18,7 @@ from vgpo_lite.rewards.answers import (
     normalised,
     quick_verdict,
 )
+from vgpo_lite.rewards.client import GradingServer
 from vgpo_lite.rewards.correctness import AnswerGrader
 from vgpo_lite.rewards.form import has_asked_form
 
@@ -347,3 +348,18 @@ def test_no_text_breaks_or_hangs_the_grader(grader: AnswerGrader, pairs: list[tu
     expected = [gold_answer(gold) is None for gold, _ in pairs]
     assert [reward is None for reward in rewards] == expected
     assert {reward for reward in rewards if reward is not None} <= {0.0, 1.0}
+
+
+TOWERS = [
+    *("10**", "^{10", "^{9^{9", "!", r"\sum_{i=1}^{10^9}", r"\int_0^\infty", r"\binom{10^9}{", r"\frac{1}{", "(" * 60),
+    *(r"\sqrt{" * 20, "}" * 25, ")", "9" * 60, "x", "+", "=", ",", r"\prod_{k=1}^{", r"\begin{pmatrix}", "&", r"\\"),
+]
+HOSTILE = st.lists(st.sampled_from(TOWERS), min_size=1, max_size=9).map("".join)
+
+
+@settings(max_examples=10, deadline=None)
+@given(pairs=st.lists(st.tuples(st.sampled_from(["4", r"2\sqrt{3}", "(1, 2)"]), HOSTILE), min_size=1, max_size=6))
+def test_no_tower_of_mathematics_breaks_or_hangs_the_grader(
+    hasty_server: GradingServer, pairs: list[tuple[str, str]]
+) -> None:
+    assert set(hasty_server.verdicts(pairs)) <= {"right", "wrong", "late", "dead"}

@@ -78,7 +78,12 @@ def tell_unexpected(kind: type[BaseException], error: BaseException, trace: Trac
 def _say(message: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         mark = "\033[1;31merror:\033[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
-        sys.stderr.write(f"{mark} {message}\n")
+        sys.stderr.write(f"{mark} {_harmless(message)}\n")
+
+
+def _harmless(message: str) -> str:
+    """A message without signs that a terminal would obey: names in it may come from anybody."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in message)
 
 
 def _debugging() -> bool:

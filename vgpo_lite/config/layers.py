@@ -14,6 +14,9 @@ import yaml
 from vgpo_lite.config.problems import Problem, shown, unknown_key
 from vgpo_lite.config.settings import NULL_WORDS, sections, settings
 
+_PLAIN = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp")
+PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in _PLAIN)
+"""What YAML itself makes of values that are written without a tag."""
 LARGEST_RECIPE_BYTES = 1_000_000
 """A recipe is a page of text; what is larger was named by mistake."""
 
@@ -156,7 +159,11 @@ class _Reader:
         for key_node, value_node in node.value:
             key = prefix + _text(key_node)
             source = f"{self.name}, line {key_node.start_mark.line + 1}"
-            if key in self.values:
+            tag = _strange_tag(value_node)
+            if tag is not None:
+                text = f"{key} has the tag {tag}"
+                self.problems.append(Problem(text=text, source=source, expected="a plain value; tags are not read"))
+            elif key in self.values:
                 self.problems.append(Problem(text=f"{key} is set twice ({self.sources[key]} and {source})"))
             elif key in sections() and isinstance(value_node, yaml.MappingNode):
                 self.read(value_node, f"{key}.")
@@ -199,6 +206,13 @@ def _split_entry(written: str) -> tuple[str, str]:
         if setting.is_table and written.startswith(f"{key}."):
             return key, written[len(key) + 1 :]
     return written, ""
+
+
+def _strange_tag(node: yaml.Node) -> str | None:
+    """The tag of a value or of an entry of its table, where it is none of YAML's plain ones."""
+    nodes = [node, *(value for _, value in node.value)] if isinstance(node, yaml.MappingNode) else [node]
+    strange = [str(each.tag) for each in nodes if each.tag not in PLAIN_TAGS]
+    return strange[0].replace("tag:yaml.org,2002:", "!!") if strange else None
 
 
 def _text(node: yaml.Node) -> str:

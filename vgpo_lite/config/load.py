@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vgpo_lite.config.layers import Entries, Layer, read_flags, read_overrides, read_recipe
 from vgpo_lite.config.problems import Problem, from_validation, nearest, raise_if_any
-from vgpo_lite.config.recipes import KINDS, existing_path, find_recipe, recipe_names, recipe_path
+from vgpo_lite.config.recipes import KINDS, existing_path, find_recipe, paths_beside, recipe_names, recipe_path
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
 from vgpo_lite.config.writing import flat_values, write_config
@@ -174,9 +174,8 @@ def _preset(key: str, layers: Sequence[Layer]) -> Layer:
     expected = (
         f"{', '.join(recipe_names(kind))}, a hub id (owner/name) or a local {'folder' if key == 'model' else 'path'}"
     )
-    problem = Problem(
-        text=f"there is no {noun} {name}", source=source, expected=expected, near=nearest(name, recipe_names(kind))
-    )
+    near = nearest(name, recipe_names(kind)) or nearest(PurePath(name).as_posix(), paths_beside(name))
+    problem = Problem(text=f"there is no {noun} {name}", source=source, expected=expected, near=near)
     return Layer(problems=(problem,))
 
 

@@ -60,6 +60,14 @@ def existing_path(name: str) -> Path | None:
         return None
 
 
+def paths_beside(name: str) -> list[str]:
+    """What lies in the folder of a path that leads nowhere: one of them was perhaps meant."""
+    try:
+        return [str(other) for other in Path(name).expanduser().parent.iterdir()]
+    except (OSError, ValueError, RuntimeError):
+        return []
+
+
 def find_recipe(name: str, kind: str) -> tuple[Path, str] | Problem:
     """Find what `--recipe` names: a shipped recipe, a file, or a run directory with its config.yaml.
 

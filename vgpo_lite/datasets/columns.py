@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -145,7 +146,8 @@ def gold_answer(value: object) -> str | None:
     if isinstance(value, bool | int | float):
         return str(value)
     if not isinstance(value, str):
-        raise RefusalError(NO_GOLD, f"the answer is a {type(value).__name__}, expected a text or a number")
+        found = f"{type(value).__name__}, {reprlib.repr(value)}"
+        raise RefusalError(NO_GOLD, f"the answer is a {found}; expected a text or a number")
     if not is_unicode(value):
         raise RefusalError(NO_GOLD, "the answer holds half a character (a lone surrogate)")
     tagged = _ANSWER_TAG.findall(value)

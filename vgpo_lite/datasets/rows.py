@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -99,12 +100,14 @@ class TableSource:
             raise RefusalError(EMPTY_QUESTION, f"the question is {kind}, expected a text")
         if not is_unicode(question):
             raise RefusalError(EMPTY_QUESTION, "the question holds half a character (a lone surrogate)")
-        answer = gold_answer(self._cell(row, self.columns.answer))
+        written = self._cell(row, self.columns.answer)
+        answer = gold_answer(written)
         options = self._cell(row, self.columns.choices)
         if isinstance(options, list) and options:
             question, answer = with_choices(question, answer, [str(option) for option in options])
         if answer is None and self.needs_gold:
-            raise RefusalError(NO_GOLD, f"column {self.columns.answer} holds no answer that can be right")
+            shown = reprlib.repr(written)
+            raise RefusalError(NO_GOLD, f"column {self.columns.answer} holds {shown}, no answer that can be right")
         sources = image_sources(self._cell(row, self.columns.image), self.folder)
         if not sources and self.needs_image:
             raise RefusalError(NO_IMAGE, f"column {self.columns.image} is empty")

@@ -109,8 +109,11 @@ def _local_files(folder: Path, *, model_id: str, weights: bool, revision: str | 
     _check_files(model_id, [path.name for path in folder.iterdir()])
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged: {error!r}. Fetch or copy the model again.") from error
         if missing:
             raise ModelError(f"{folder} is incomplete: {', '.join(missing)} is missing. Fetch or copy it again.")
     return ModelFiles(model_id=model_id, folder=folder, revision=revision, config=config)
@@ -145,8 +148,10 @@ def read_config(path: Path, model_id: str) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_bytes())
         model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{model_id}: {path.name} is damaged or names no model_type: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{model_id}: {path.name} is damaged or names no model_type: {error!r}") from error
+    if not isinstance(model_type, str):
+        raise ModelError(f"{model_id}: {path.name} gives {model_type!r} as its model_type; expected a name")
     if model_type not in FAMILIES:
         rather = nearest(model_type, FAMILIES)
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +31,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINED_WITH = "vgpo_lite.json"
 PREFIX = "base_model.model."
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SHOWN = 3  # names in a message
 # What PEFT can do to a LoRA adapter beyond W + alpha/r B A. None of it is kept by a merge or trained here.
 _PLAIN = {"use_dora": False, "use_rslora": False, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None,
@@ -120,7 +122,8 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
         kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error}") from error
-    if kind != "LORA" or not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+    numbers = isinstance(rank, int) and isinstance(alpha, (int, float)) and rank >= 1 and math.isfinite(alpha)
+    if kind != "LORA" or not numbers:
         raise CheckpointError(f"{path} is of a {kind} adapter with r {rank}, alpha {alpha}; expected a plain LORA one")
     if config.get("init_lora_weights", True) not in (True, False, None, "gaussian"):
         raise CheckpointError(f"{path} changes the base model's weights ({config['init_lora_weights']}); not supported")
@@ -128,6 +131,24 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
     if strange:
         raise CheckpointError(f"{path} sets {', '.join(strange)}; only plain LoRA adapters are supported")
     return config
+
+
+def adapter_weights(folder: Path) -> Path:
+    """The file of an adapter's weights.
+
+    Raises:
+        CheckpointError: There is none, or they are pickled.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    if path.is_file():
+        return path
+    pickled = sorted(file.name for file in folder.glob("adapter_model*") if file.suffix in _PICKLED_SUFFIXES)
+    if pickled:
+        raise CheckpointError(
+            f"the adapter in {folder} has its weights in {pickled[0]}, a pickle that can run code when it is read; "
+            "expected safetensors. Save it again with a newer PEFT."
+        )
+    raise CheckpointError(f"{path} is missing or damaged: there is no such file")
 
 
 def check_adapter_weights(folder: Path, model: nn.Module, targets: str, *, rank: int) -> None:
@@ -141,7 +162,7 @@ def check_adapter_weights(folder: Path, model: nn.Module, targets: str, *, rank:
         if isinstance(module, nn.Linear) and re.fullmatch(targets, name):
             expected[f"{PREFIX}{name}.lora_A.weight"] = [rank, module.in_features]
             expected[f"{PREFIX}{name}.lora_B.weight"] = [module.out_features, rank]
-    path = folder / ADAPTER_WEIGHTS
+    path = adapter_weights(folder)
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (no mapping)

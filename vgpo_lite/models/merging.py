@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from vgpo_lite.errors import CheckpointError, MergeError
-from vgpo_lite.models.lora import ADAPTER_WEIGHTS, PREFIX, read_adapter_config
+from vgpo_lite.models.lora import PREFIX, adapter_weights, read_adapter_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,10 +61,11 @@ def read_adapter(folder: Path) -> AdapterWeights:
             as.
     """
     config = read_adapter_config(folder)
+    path = adapter_weights(folder)
     try:
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_WEIGHTS} is missing or damaged: {error}") from error
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
     halves: dict[str, dict[str, Tensor]] = {}
     strange = []
     for key, tensor in tensors.items():
@@ -77,6 +78,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     if strange:
         raise _unconsumed(folder, strange)
     layers = {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
+    _check_rank(folder, layers, config["r"])
     if not any(bool(b.count_nonzero()) for _, b in layers.values()):
         raise MergeError(
             f"the adapter in {folder} learned nothing: every B is zero, so the merged model would be the base model. "
@@ -94,6 +96,16 @@ def read_adapter(folder: Path) -> AdapterWeights:
         scale=config["lora_alpha"] / config["r"],
         layers=layers,
     )
+
+
+def _check_rank(folder: Path, layers: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> None:
+    """Raise a CheckpointError unless every A is [rank, in] and every B [out, rank]: their scale is alpha / rank."""
+    for name, (a, b) in layers.items():
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise CheckpointError(
+                f"the adapter in {folder} says r {rank}, but its weights for {name} are {list(a.shape)} and "
+                f"{list(b.shape)}; expected [{rank}, in] and [out, {rank}]. Its two files do not belong together."
+            )
 
 
 def _unconsumed(folder: Path, keys: list[str]) -> MergeError:

@@ -56,6 +56,10 @@ def stored_quantization(config: Mapping[str, Any], model_id: str) -> Literal["nf
     stored = config.get("quantization_config")
     if not stored:
         return None
+    if not isinstance(stored, dict):
+        raise ModelError(
+            f"{model_id}: its quantization_config is {stored!r}, expected a table. Fetch or copy it again."
+        )
     method = stored.get("quant_method", "bitsandbytes" if "load_in_4bit" in stored else "an unnamed method")
     form = stored.get("bnb_4bit_quant_type", "fp4") if stored.get("load_in_4bit") else "int8"
     if method != "bitsandbytes" or form != "nf4":
