@@ -34,6 +34,29 @@ def start_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def memory_limit(device: torch.device, wanted_bytes: int | None) -> int | None:
+    """Bytes that the run may use: what was asked for, on a GPU at most what the card has; None: no limit is known."""
+    if device.type != "cuda":
+        return wanted_bytes
+    total = int(torch.cuda.get_device_properties(device).total_memory)
+    return total if wanted_bytes is None else min(wanted_bytes, total)
+
+
+def enforce_limit(device: torch.device, wanted_bytes: int | None, *, context_bytes: int) -> None:
+    """Make a limit hard on a GPU: the allocator then refuses more, as a smaller card would.
+
+    Args:
+        device: The card; nothing happens on a CPU.
+        wanted_bytes: What the run may use; None: no limit.
+        context_bytes: What of it the card's context takes, which the allocator does not count.
+    """
+    if device.type != "cuda" or wanted_bytes is None:
+        return
+    total = int(torch.cuda.get_device_properties(device).total_memory)
+    share = max(wanted_bytes - context_bytes, 0) / total
+    torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
+
+
 def cpu_threads(wanted: int | Literal["auto"], *, parameters: int) -> int:
     """Threads torch should use on a CPU.
 

@@ -13,9 +13,18 @@ from vgpo_lite.data_types import SilentListener
 from vgpo_lite.datasets import open_rows, refuse_if_too_bad
 from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
-from vgpo_lite.memory import cpu_threads
+from vgpo_lite.memory import cpu_threads, enforce_limit, memory_limit
 from vgpo_lite.models import load_policy
-from vgpo_lite.planning import Job, architecture_of, memory_plan
+from vgpo_lite.models.loading import chosen_device
+from vgpo_lite.planning import (
+    CONTEXT_BYTES,
+    Job,
+    PromptSize,
+    architecture_of,
+    fitted,
+    preset_architectures,
+    wanted_limit,
+)
 from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
 from vgpo_lite.rewards import Grader
 
@@ -103,6 +112,7 @@ def open_workbench(
         report, gradable = split.report, {}
         for name, rows in (("train", split.train), ("held out", split.held_out)):
             gradable[name], report = gradable_rows(rows, grader, report, config)
+        refuse_what_never_fits(config, trains=purpose == "train")
         listener.noted(f"loading {config.model}")
         policy = loaded_policy(config)
         stop.poll()
@@ -110,6 +120,7 @@ def open_workbench(
         for name, rows in gradable.items():
             fitting[name], report = fitting_rows(rows, policy.processor, config, report)
         refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
+        config, memory = _chosen(policy, config, fitting, trains=purpose == "train")
         yield Workbench(
             config=config,
             policy=policy,
@@ -119,13 +130,14 @@ def open_workbench(
             train=fitting["train"],
             held_out=fitting["held out"],
             report=report,
-            memory=_memory(policy, config, fitting),
+            memory=memory,
             notes=split.notes,
         )
 
 
 def loaded_policy(config: RunConfig) -> Policy:
-    """Load the policy; on a CPU torch gets as many threads as suit its size."""
+    """Load the policy, on a GPU under the run's limit; on a CPU torch gets as many threads as suit its size."""
+    enforce_limit(chosen_device(config.device), wanted_limit(config), context_bytes=CONTEXT_BYTES)
     policy = load_policy(config)
     if policy.device.type == "cpu":
         torch.set_num_threads(cpu_threads(config.memory.cpu_threads, parameters=policy.parameter_count()))
@@ -156,8 +168,23 @@ def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: Da
     return _keep(rows, outlines, fitting, report, TOO_LONG, found)
 
 
-def _memory(policy: Policy, config: RunConfig, rows: Mapping[str, Rows]) -> MemoryPlan:
-    """What a run will hold with the largest of its prompts."""
+def refuse_what_never_fits(config: RunConfig, *, trains: bool) -> None:
+    """Stop before a preset's weights are fetched and loaded where not even the shortest prompt would fit.
+
+    Raises:
+        HardwareError: It would not; the message names settings that would.
+    """
+    model = preset_architectures().get(config.model)
+    device = chosen_device(config.device)
+    if model is not None:
+        job = Job(model=model, config=config, largest=PromptSize(text_tokens=2), device=device.type, trains=trains)
+        fitted(job, limit_bytes=memory_limit(device, wanted_limit(config)))
+
+
+def _chosen(
+    policy: Policy, config: RunConfig, rows: Mapping[str, Rows], *, trains: bool
+) -> tuple[RunConfig, MemoryPlan]:
+    """The settings with which the largest prompt of the rows fits, and what the run will then hold."""
     outlines = (outline for part in rows.values() for outline in part.outlines())
     job = Job(
         model=architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id),
@@ -165,8 +192,9 @@ def _memory(policy: Policy, config: RunConfig, rows: Mapping[str, Rows]) -> Memo
         largest=largest_prompt(outlines, policy.processor, config.data),
         device=policy.device.type,
         eval_rows=len(rows["held out"]),
+        trains=trains,
     )
-    return memory_plan(job)
+    return fitted(job, limit_bytes=memory_limit(policy.device, wanted_limit(config)))
 
 
 def _keep(

@@ -128,7 +128,7 @@ def _lines(found: DataCheck, config: RunConfig) -> list[str]:
     if found.scaled_down:
         lines.append(
             f"  {found.scaled_down:,} of {found.images:,} images are larger than data.max_pixels "
-            f"({config.data.max_pixels:,}) and shown smaller"
+            f"({config.data.pixel_budget:,}) and shown smaller"
         )
     for each in found.prompts:
         lines += ["", f"--- {each.sample_id}: {each.tokens:,} tokens, gold {each.answer!r}", each.text.rstrip()]

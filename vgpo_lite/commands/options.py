@@ -49,6 +49,12 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="PATH", help="Adapter folder, or the run that made it.", show_default=False),
 ]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", metavar="CARD", help="Settings for a card: 8gb, 12gb, 16gb, 24gb or a YAML file.", show_default=False
+    ),
+]
 GpuMemoryOption = Annotated[
     str | None,
     typer.Option(

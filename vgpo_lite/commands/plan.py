@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgpo_lite.commands.options import DatasetOption, GpuMemoryOption, ModelOption, RecipeOption, SetOption
-from vgpo_lite.errors import ConfigError
+from vgpo_lite.commands.options import (
+    DatasetOption,
+    GpuMemoryOption,
+    GpuOption,
+    ModelOption,
+    RecipeOption,
+    SetOption,
+)
+from vgpo_lite.errors import ConfigError, HardwareError
 
 if TYPE_CHECKING:
     from vgpo_lite.data_types import MemoryPlan
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 def plan(
     model: ModelOption = None,
     dataset: DatasetOption = None,
+    gpu: GpuOption = None,
     gpu_memory: GpuMemoryOption = None,
     recipe: RecipeOption = None,
     pixels: Annotated[
@@ -48,7 +56,9 @@ def plan(
 
     The data set's largest prompt counts, with every completion at its limit;
     or the prompt that --pixels and --prompt-tokens describe. A card is
-    planned for, unless device=cpu is set.
+    planned for, unless device=cpu is set. Under --gpu-memory, settings that
+    are auto are chosen so that the run fits; where nothing does, what would
+    fit is named, and the exit code is 4.
 
     Examples:
 
@@ -58,12 +68,12 @@ def plan(
     """
     from vgpo_lite.commands.planned import described_size, known_model, size_in_data
     from vgpo_lite.config.load import resolve
-    from vgpo_lite.planning import Job, memory_plan
+    from vgpo_lite.planning import Job, fitted, memory_plan, wanted_limit
 
     if prompt_tokens is not None and pixels is None:
         raise ConfigError("--prompt-tokens is given without --pixels; give both, or a --dataset.")
     flags = {"model": model, "dataset": dataset, "memory": {"gpu_memory": gpu_memory}}
-    config = resolve(recipe=recipe, overrides=overrides or (), flags=flags, flag_style="--")
+    config = resolve(recipe=recipe, gpu=gpu, overrides=overrides or (), flags=flags, flag_style="--")
     architecture = known_model(config)
     if pixels is None:
         largest, notes = size_in_data(config, architecture)
@@ -76,7 +86,13 @@ def plan(
         device="cpu" if config.device == "cpu" else "cuda",
         eval_rows=config.eval.held_out,
     )
-    _show(memory_plan(job, limit_bytes=config.memory.limit_bytes), notes, as_json=as_json)
+    limit = wanted_limit(config)
+    try:
+        _, chosen = fitted(job, limit_bytes=limit)
+    except HardwareError:
+        _show(memory_plan(job, limit_bytes=limit), notes, as_json=as_json)
+        raise
+    _show(chosen, notes, as_json=as_json)
 
 
 def _show(plan: MemoryPlan, notes: tuple[str, ...], *, as_json: bool) -> None:

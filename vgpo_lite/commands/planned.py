@@ -68,6 +68,7 @@ def size_in_data(config: RunConfig, model: Architecture) -> tuple[PromptSize, tu
 def _image_tokens(outline: Outline, config: RunConfig, model: Architecture) -> tuple[int, ...]:
     side, data = model.vision.patch_side * model.vision.merge, config.data
     sizes = (
-        resized(size, side=side, min_pixels=data.min_pixels, max_pixels=data.max_pixels) for size in outline.image_sizes
+        resized(size, side=side, min_pixels=data.min_pixels, max_pixels=data.pixel_budget)
+        for size in outline.image_sizes
     )
     return tuple(height * width // side**2 for height, width in sizes)

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from vgpo_lite.commands.options import DatasetOption, ModelOption, QuietOption, RecipeOption, SetOption
+from vgpo_lite.commands.options import (
+    DatasetOption,
+    GpuMemoryOption,
+    GpuOption,
+    ModelOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+)
 from vgpo_lite.errors import ConfigError
 
 
@@ -29,6 +37,8 @@ def train(
         ),
     ] = None,
     overrides: SetOption = None,
+    gpu: GpuOption = None,
+    gpu_memory: GpuMemoryOption = None,
     max_steps: Annotated[
         str | None, typer.Option("--max-steps", metavar="N", help="Optimizer steps of the run.", show_default=False)
     ] = None,
@@ -73,12 +83,12 @@ def train(
 
       vgpo-lite train -m qwen3-vl-4b -d my.jsonl --set num_generations=4
 
-      vgpo-lite train -m qwen2-vl-2b -d clevr-count -r dapo-baseline
+      vgpo-lite train -m qwen2-vl-2b -d clevr-count -r dapo-baseline --gpu 8gb
 
       vgpo-lite train -r runs/qwen2-vl-2b-geo3k -o runs/again
 
-    Later settings win: defaults < model < data set < run recipe < --set <
-    other flags. `vgpo-lite recipe show defaults` lists every setting.
+    Later settings win: defaults < model < data set < card < run recipe <
+    --set < other flags. `vgpo-lite recipe show defaults` lists every setting.
     """
     from vgpo_lite.commands.targets import adapter_folder
     from vgpo_lite.config.load import resolve
@@ -93,8 +103,9 @@ def train(
         "seed": seed,
         "adapter": None if adapter is None else adapter_folder(adapter),
         "report_to": report_to,
+        "memory": {"gpu_memory": gpu_memory},
     }
-    config = resolve(recipe=recipe, overrides=overrides or (), flags=flags, flag_style="--")
+    config = resolve(recipe=recipe, gpu=gpu, overrides=overrides or (), flags=flags, flag_style="--")
     if dry_run:
         from vgpo_lite.commands.dry_run import show_settings
 

@@ -12,7 +12,7 @@ from vgpo_lite.errors import ConfigError
 KINDS: Mapping[str, str] = {"models": "model", "datasets": "dataset", "gpus": "card", "runs": "run"}
 """The folders of recipes, and what one recipe of each is called."""
 
-FLAGS: Mapping[str, str] = {"models": "--model", "datasets": "--dataset", "runs": "--recipe"}
+FLAGS: Mapping[str, str] = {"models": "--model", "datasets": "--dataset", "gpus": "--gpu", "runs": "--recipe"}
 """The flag that takes a recipe of each kind."""
 
 SUFFIXES = (".yaml", ".yml")

@@ -103,9 +103,9 @@ ORIGINS: Mapping[str, str] = {
     "memory.rows_per_micro_batch": "chosen to fit",
     "memory.prompts_per_decode": "chosen to fit",
     "memory.rows_per_decode": "chosen to fit",
-    "memory.logprob_chunk": "256 tokens of a 152,000-word vocabulary: 156 MB in float32",
+    "memory.logprob_chunk": "chosen to fit; 256 tokens of a 152,000-word vocabulary: 156 MB in float32",
     "memory.cpu_threads": "measured: a tiny model's threads wait longer than they work",
-    "memory.focus_chunk": "a few MB at 28 heads and 1,000 image tokens",
+    "memory.focus_chunk": "chosen to fit; a few MB at 28 heads and 1,000 image tokens",
 }
 """Where each default comes from, or why it is what it is."""
 

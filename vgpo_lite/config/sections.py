@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
+_CHUNK = 256  # tokens: larger matrix products are no faster
 
 
 class Section(BaseModel):
@@ -78,8 +79,9 @@ class DataConfig(Section):
     """Column of the options of multiple-choice questions, which are then lettered (A), (B); None: there are none."""
     require_image: bool = True
     """Whether a row without an image is dropped (and counted)."""
-    max_pixels: Annotated[int, Field(ge=3136)] = 401_408
-    """Pixel budget of one image; larger ones are scaled down. 401,408 = 512 image tokens of 28 x 28 pixels."""
+    max_pixels: Annotated[int, Field(ge=3136)] | Auto = 401_408
+    """Pixel budget of one image; larger ones are scaled down. 401,408 = 512 image tokens of 28 x 28 pixels. auto: that,
+    or less where it does not fit into memory."""
     min_pixels: Annotated[int, Field(ge=784)] = 3136
     """Smaller images are scaled up to it."""
     max_prompt_length: Annotated[int, Field(ge=16)] = 4096
@@ -99,11 +101,16 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _pixel_range_makes_sense(self) -> DataConfig:
-        if self.min_pixels > self.max_pixels:
+        if self.min_pixels > self.pixel_budget:
             raise ValueError(
-                f"data.min_pixels is {self.min_pixels:,}, above data.max_pixels, which is {self.max_pixels:,}"
+                f"data.min_pixels is {self.min_pixels:,}, above data.max_pixels, which is {self.pixel_budget:,}"
             )
         return self
+
+    @property
+    def pixel_budget(self) -> int:
+        """`max_pixels` as a number: what `auto` is before a planner finds it too much."""
+        return 401_408 if self.max_pixels == "auto" else self.max_pixels
 
 
 class RewardConfig(Section):
@@ -169,14 +176,19 @@ class MemoryConfig(Section):
     """Groups decoded together; auto: all of a step."""
     rows_per_decode: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Completions of one prompt decoded together; auto: all of them. Fewer: prompts decode one by one."""
-    logprob_chunk: Annotated[int, Field(ge=1)] = 256
-    """Tokens whose logits exist at one time."""
-    focus_chunk: Annotated[int, Field(ge=1)] = 256
-    """Tokens whose last-layer attention exists at one time."""
+    logprob_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Tokens whose logits exist at one time; auto: 256, or fewer where they do not fit."""
+    focus_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Tokens whose last-layer attention exists at one time; auto: 256, or fewer where they do not fit."""
     cpu_threads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Threads of torch on a CPU; auto: one for models under 50 million parameters, else what torch chooses."""
 
     @property
-    def limit_bytes(self) -> int | None:
-        """`gpu_memory` in bytes; None: no limit was set."""
-        return None if self.gpu_memory is None else int(self.gpu_memory * 1e9)
+    def logprob_tokens(self) -> int:
+        """`logprob_chunk` as a number."""
+        return _CHUNK if self.logprob_chunk == "auto" else self.logprob_chunk
+
+    @property
+    def focus_tokens(self) -> int:
+        """`focus_chunk` as a number."""
+        return _CHUNK if self.focus_chunk == "auto" else self.focus_chunk

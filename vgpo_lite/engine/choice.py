@@ -74,7 +74,7 @@ def settings_that_need_less(config: RunConfig) -> list[str]:
     choices = [
         ("engine=shared", config.engine == "batched"),
         ("quantization=nf4", config.quantization == "none"),
-        (f"data.max_pixels={data.max_pixels // 2}", data.max_pixels // 2 >= data.min_pixels),
+        (f"data.max_pixels={data.pixel_budget // 2}", data.pixel_budget // 2 >= data.min_pixels),
         (f"max_completion_length={config.max_completion_length // 2}", config.max_completion_length > 1),
         ("lora.vision=false", config.lora.vision),
         (f"data.max_prompt_length={data.max_prompt_length // 2}", data.max_prompt_length >= 32),

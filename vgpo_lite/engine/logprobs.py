@@ -45,6 +45,28 @@ def token_logprobs(
     return _TokenLogprobs.apply(states, head, token_ids, temperature, chunk_size)  # pyright: ignore[reportReturnType]
 
 
+def _chunk(
+    states: Float[Tensor, "token hidden"],
+    head: Float[Tensor, "vocabulary hidden"],
+    targets: Int[Tensor, "token 1"],
+    temperature: float,
+    wants_slopes: bool,
+) -> tuple[Float[Tensor, " token"], Float[Tensor, "token hidden"] | None]:
+    """One chunk on its own, so that its logits are gone before the next chunk's come."""
+    scores = (states @ head.mT).float()
+    if temperature != 1.0:
+        scores.div_(temperature)
+    chosen = scores.gather(-1, targets)
+    largest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    logprobs = (chosen - largest - total.log()).squeeze(-1)
+    if not wants_slopes:
+        return logprobs, None
+    against = weights.div_(total).scatter_add_(-1, targets, torch.full_like(chosen, -1.0))
+    return logprobs, (against.to(head.dtype) @ head).div_(-temperature)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, head, token_ids, temperature, chunk_size):
@@ -52,18 +74,9 @@ class _TokenLogprobs(torch.autograd.Function):
         slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, states.shape[0], chunk_size):
             part = slice(start, start + chunk_size)
-            targets = token_ids[part, None]
-            scores = (states[part] @ head.mT).float()
-            if temperature != 1.0:
-                scores.div_(temperature)
-            chosen = scores.gather(-1, targets)
-            largest = scores.amax(dim=-1, keepdim=True)
-            weights = scores.sub_(largest).exp_()
-            total = weights.sum(dim=-1, keepdim=True)
-            logprobs[part] = (chosen - largest - total.log()).squeeze(-1)
-            if slopes is not None:
-                against = weights.div_(total).scatter_add_(-1, targets, torch.full_like(chosen, -1.0))
-                slopes[part] = (against.to(head.dtype) @ head).div_(-temperature)
+            logprobs[part], slope = _chunk(states[part], head, token_ids[part, None], temperature, slopes is not None)
+            if slopes is not None and slope is not None:
+                slopes[part] = slope
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logprobs

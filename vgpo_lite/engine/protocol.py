@@ -71,8 +71,8 @@ class EngineSettings:
             rows_per_micro_batch=None if memory.rows_per_micro_batch == "auto" else memory.rows_per_micro_batch,
             prompts_per_decode=None if memory.prompts_per_decode == "auto" else memory.prompts_per_decode,
             rows_per_decode=None if memory.rows_per_decode == "auto" else memory.rows_per_decode,
-            logprob_chunk=memory.logprob_chunk,
-            focus_chunk=memory.focus_chunk,
+            logprob_chunk=memory.logprob_tokens,
+            focus_chunk=memory.focus_tokens,
             recompute=config.gradient_checkpointing,
         )
 

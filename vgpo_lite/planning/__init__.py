@@ -3,21 +3,27 @@ data's largest prompt. Loads no torch, no weights and no GPU.
 
 Reading order: `architecture` (the numbers of a model), `weights` (what is held all the time), `job` (what the rest
 depends on), `layer` (a decoder layer, token by token), `phases` (the worst moment of each phase), `prediction` (the
-whole, with its reserve). `update` cuts an update into parts; the engine asks it too.
+whole, with its reserve), `choice` (what is `auto`, chosen to fit).
+`update` cuts an update into parts; the engine asks it too.
 """
 
 from vgpo_lite.planning.architecture import Architecture, architecture_of, preset_architectures, read_json
+from vgpo_lite.planning.choice import fitted, would_fit
 from vgpo_lite.planning.images import resized
 from vgpo_lite.planning.job import Job, PromptSize
-from vgpo_lite.planning.prediction import memory_plan
+from vgpo_lite.planning.prediction import CONTEXT_BYTES, memory_plan, wanted_limit
 
 __all__ = [
+    "CONTEXT_BYTES",
     "Architecture",
     "Job",
     "PromptSize",
     "architecture_of",
+    "fitted",
     "memory_plan",
     "preset_architectures",
     "read_json",
     "resized",
+    "wanted_limit",
+    "would_fit",
 ]

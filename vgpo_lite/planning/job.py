@@ -49,6 +49,7 @@ class Job:
         largest: The largest prompt, its images as they are or as an earlier pixel budget left them.
         device: Where it runs: `cuda` or `cpu`.
         eval_rows: Held-out rows that are measured.
+        trains: Whether it trains, or measures alone.
     """
 
     model: Architecture
@@ -56,6 +57,7 @@ class Job:
     largest: PromptSize
     device: str = "cuda"
     eval_rows: int = 0
+    trains: bool = True
 
     def with_config(self, config: RunConfig) -> Job:
         """The same run with other settings."""
@@ -76,7 +78,7 @@ class Job:
     def prompt(self) -> PromptSize:
         """The largest prompt within the pixel budget."""
         vision = self.model.vision
-        return self.largest.within(max(self.config.data.max_pixels // (vision.patch_side * vision.merge) ** 2, 1))
+        return self.largest.within(max(self.config.data.pixel_budget // (vision.patch_side * vision.merge) ** 2, 1))
 
     @property
     def patches(self) -> int:
@@ -87,7 +89,15 @@ class Job:
     def prompts_at_once(self) -> int:
         """Groups that decode together."""
         wanted, step = self.config.memory.prompts_per_decode, self.config.prompts_per_step
+        if self.rows_at_once < self.config.num_generations:
+            return 1
         return step if wanted == "auto" else min(wanted, step)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Completions of each of them that decode together."""
+        wanted, group = self.config.memory.rows_per_decode, self.config.num_generations
+        return group if wanted == "auto" else min(wanted, group)
 
     @property
     def measured_at_once(self) -> int:

@@ -70,7 +70,8 @@ def layer_costs(model: Architecture, *, itemsize: int, rank: int, quantized: boo
     attention = itemsize * (2 * query + 2 * key) + FLOAT * model.heads
     gated = 3 * itemsize * inner + FLOAT * inner  # gate, its activation, up; their product in float32
     kept = norms + head_norms + inputs + output_input + attention + gated + 7 * lora
-    to_keys = FLOAT * hidden * (1 + (3 if copies else 1)) + head_norms + 3 * lora
+    # Queries that nobody reads leave no graph.
+    to_keys = FLOAT * hidden * (1 + (2 if copies else 1)) + (FLOAT * key if model.norms_heads else 0) + 2 * lora
     widest = max(linear.weights for linear in model.layer_linears)
     return LayerCosts(
         input=itemsize * hidden,

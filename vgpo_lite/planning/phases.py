@@ -24,13 +24,14 @@ INDEX = 8
 def memory_phases(job: Job) -> tuple[MemoryPhase, ...]:
     """Every phase of a run with what it holds at its worst moment."""
     held = held_parts(job)
-    phases = {
-        "vision": vision_parts(job),
-        "rollout": rollout_parts(job, prompts=job.prompts_at_once, group=job.config.num_generations),
-        "score": score_parts(job),
-        "update": update_parts(job),
-        "optimizer": optimizer_parts(job),
-    }
+    phases = {"vision": vision_parts(job)}
+    if job.trains:
+        phases |= {
+            "rollout": rollout_parts(job, prompts=job.prompts_at_once, group=job.rows_at_once),
+            "score": score_parts(job),
+            "update": update_parts(job),
+            "optimizer": optimizer_parts(job),
+        }
     if job.measured_at_once:
         phases["measuring"] = rollout_parts(job, prompts=job.measured_at_once, group=1)
     return tuple(
@@ -44,8 +45,11 @@ def held_parts(job: Job) -> dict[str, int]:
     config, model = job.config, job.model
     matrices = adapter_matrices(adapted_linears(model, vision=config.lora.vision), rank=config.lora.r)
     quantized = config.quantization == "nf4"
+    weights = weight_bytes(model, quantized=quantized, itemsize=job.itemsize)
+    if not job.trains:
+        return {"weights": weights, "adapters": FLOAT * sum(matrices)}
     return {
-        "weights": weight_bytes(model, quantized=quantized, itemsize=job.itemsize),
+        "weights": weights,
         "adapters": FLOAT * (sum(matrices) + sum(matrices[1::2])),  # every B twice, until one update has moved it
         "optimizer": state_bytes(matrices, in_8_bits=job.uses_8bit_optimizer),
     }
@@ -71,10 +75,10 @@ def vision_parts(job: Job) -> dict[str, int]:
     turning = 5 * size * vision.width + (5 + 1) * FLOAT * vision.width
     inside = 2 * size * vision.width + 3 * size * vision.inner
     merging = 2 * size * vision.width + 2 * size * vision.width
-    pixels = vision.patch_numbers * (FLOAT + (size if copies else 0))
     return {
         "image features": feature_bytes(job, job.kept_prompts),
-        "vision tower": patches * (max(turning, inside, merging) + pixels),
+        "vision tower": patches * max(turning, inside, merging),
+        "pixels": patches * vision.patch_numbers * (FLOAT + (size if copies else 0)),
     }
 
 
@@ -87,27 +91,31 @@ def rollout_parts(job: Job, *, prompts: int, group: int) -> dict[str, int]:
     layer_keys = costs.keys_values
     prompt_keys = prompts * tokens * layer_keys * model.layers
     own_keys = rows * length * layer_keys * model.layers
-    growing = rows * length * layer_keys // 2  # a layer's old room beside its new one
-    scores = 3 * FLOAT * rows * model.heads * (tokens + length)
-    decoding = {
-        "prompt keys and values": prompt_keys,
-        "completion keys and values": own_keys,
-        "activations": growing + rows * costs.forward + scores + rows * length * model.key * FLOAT,
-        "logits": rows * model.vocabulary * (size + 3 * FLOAT + 2),
-        "workspace": costs.workspace,
-    }
+    scores = FLOAT * rows * model.heads * (tokens + length)  # on the prompt and on the completion's own tokens
+    in_float = FLOAT * rows * length * model.key  # a layer's own keys, for the scores
+    keys = {"prompt keys and values": prompt_keys, "completion keys and values": own_keys}
+    drawn_from = {"logits": rows * model.vocabulary * size}
+    drawing = {"logits": rows * model.vocabulary * (size + 3 * FLOAT + 2)}  # scores, weights, sums, two masks
+    decoding = (
+        keys | drawing,
+        keys | drawn_from | {"activations": rows * costs.forward, "workspace": costs.workspace},
+        # Scores beside the joined ones and their weights, or keys in float32, or a layer's old room beside the new one.
+        keys | drawn_from | {"activations": max(3 * scores, scores + in_float, rows * length * layer_keys // 2)},
+    )
     prefill = {
         # Each prompt leaves its own behind before they are copied into the batch's.
         "prompt keys and values": prompt_keys + tokens * layer_keys * model.layers,
         "activations": tokens * costs.input + costs.forward_bytes(tokens),
     }
+    encoding = {"prompt keys and values": prompt_keys, **vision_parts(job)}
     features = {"image features": feature_bytes(job, job.kept_prompts)}
-    return features | max(decoding, prefill, key=lambda parts: sum(parts.values()))
+    moments = (features | moment for moment in (*decoding, prefill, encoding))
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def logit_bytes(job: Job, *, tokens: int) -> int:
     """Logits of a chunk of tokens: in the model's format beside their float32 copy."""
-    chunk = min(job.config.memory.logprob_chunk, tokens)
+    chunk = min(job.config.memory.logprob_tokens, tokens)
     copies = job.itemsize < FLOAT
     return chunk * job.model.vocabulary * (FLOAT + job.itemsize * copies)
 
@@ -118,7 +126,7 @@ def focus_bytes(job: Job, *, rows: int) -> int:
     if config.focus.signal != "attention" or not job.prompt.image_tokens:
         return 0
     length = config.max_completion_length
-    chunk = min(config.memory.focus_chunk, length)
+    chunk = min(config.memory.focus_tokens, length)
     scores = FLOAT * rows * model.heads * chunk * (job.prompt.tokens + length)
     padded = rows * length * (model.query + model.key) * job.itemsize
     return scores + padded + FLOAT * rows * (length * model.key + chunk * model.query)
@@ -126,14 +134,17 @@ def focus_bytes(job: Job, *, rows: int) -> int:
 
 def score_parts(job: Job) -> dict[str, int]:
     """A pass without a graph: the first step's check, reference log-probabilities, several updates per rollout."""
-    costs, model, plan = costs_of(job), job.model, job.update_plan
+    costs, model, plan, size = costs_of(job), job.model, job.update_plan, job.itemsize
     prompt, flat = _lengths(job, plan)
     after = max(logit_bytes(job, tokens=flat), focus_bytes(job, rows=plan.rows))
     running = max(costs.forward_bytes(prompt), costs.forward_bytes(flat) + flat * costs.keys_values)
     return {
         "image features": feature_bytes(job, job.kept_prompts),
         "prompt keys and values": prompt * costs.keys_values * model.layers,
-        "activations": flat * costs.input + max(running - after, 0),
+        # Beside states and logits: the prompt's embeddings, and the queries and keys that focus is read from.
+        "activations": flat * (costs.input + size * (model.query + model.key))
+        + prompt * costs.input
+        + max(running - after, 0),
         "logits and focus": after,
     }
 
@@ -151,7 +162,7 @@ def update_parts(job: Job) -> dict[str, int]:
         "prompt keys and values": (2 if divided else 1) * prompt * costs.keys_values * layers,
     }
     waiting = _graph_bytes(costs, prompt, layers - 1, plan.kept_prompt_layers - 1) + prompt * costs.kept_to_keys
-    graph = _graph_bytes(costs, flat, layers, plan.kept_layers) + flat * (3 * costs.input + FLOAT * job.model.hidden)
+    graph = _graph_bytes(costs, flat, layers, plan.kept_layers) + flat * (2 * costs.input + FLOAT * job.model.hidden)
     graph -= flat * costs.kept  # the last layer's, which its backward pass counts
     focus = 0 if divided else focus_bytes(job, rows=plan.rows)
     ending = max(logit_bytes(job, tokens=flat) + flat * costs.kept, focus + flat * costs.kept)

@@ -8,6 +8,7 @@ from vgpo_lite.data_types import MemoryPlan
 from vgpo_lite.planning.phases import memory_phases
 
 if TYPE_CHECKING:
+    from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.planning.job import Job
 
 CONTEXT_BYTES = 600_000_000
@@ -17,6 +18,11 @@ reported. Not measured here."""
 GAPS = 0.06
 """Of what comes and goes: memory the allocator holds but cannot hand out, because it lies in pieces. Not measured
 here."""
+
+
+def wanted_limit(config: RunConfig) -> int | None:
+    """Bytes that a configuration allows a run; None: it does not say."""
+    return None if config.memory.gpu_memory is None else int(config.memory.gpu_memory * 1e9)
 
 
 def memory_plan(job: Job, *, limit_bytes: int | None = None, choices: tuple[str, ...] = ()) -> MemoryPlan:

@@ -99,4 +99,4 @@ def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) 
 
 
 def _pixel_budget(data: DataConfig) -> dict[str, Any]:
-    return {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    return {"min_pixels": data.min_pixels, "max_pixels": data.pixel_budget}
