@@ -25,10 +25,12 @@ from vgpo_lite.windows import LearnedGroup, Window
 class Trained:
     """A policy of one weight, and the journal of its run."""
 
-    def __init__(self, run: Path, *, after: int = 0, **settings: int) -> None:
+    def __init__(self, run: Path, *, after: int = 0, trust_remote_code: bool = False, **settings: int) -> None:
         self.weights = torch.zeros(4, 256)
         policy = SimpleNamespace(model_id="tiny", revision=None, adapters=lambda: {"a.lora_B": self.weights})
-        bench = SimpleNamespace(policy=policy, config=load_config(journal=settings))
+        bench = SimpleNamespace(
+            policy=policy, config=load_config(journal=settings, trust_remote_code=trust_remote_code)
+        )
         self.failures: list[str] = []
         self.journal = Journal(run / FOLDER, cast("Workbench", bench), on_failure=self.failures.append)
         self.journal.forget_after(after)

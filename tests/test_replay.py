@@ -12,6 +12,8 @@ import torch
 
 from tests.test_journal import Trained
 from tests.test_trainer import StopAfter, config_of
+from vgpo_lite import replay
+from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.data_types import SilentListener
 from vgpo_lite.engine.shared import SharedEngine
 from vgpo_lite.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
@@ -27,12 +29,12 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_as_recorded(replay: Replay, metrics: dict[str, float]) -> None:
-    assert replay.recorded.loss == metrics["policy/loss"]
-    assert replay.recorded.grad_norm == metrics["policy/grad_norm"]
-    assert replay.replayed.loss == pytest.approx(replay.recorded.loss, rel=NEAR, abs=NEAR)
-    assert replay.replayed.grad_norm == pytest.approx(replay.recorded.grad_norm, rel=NEAR)
-    assert replay.recorded.grad_norm > 0
+def assert_as_recorded(again: Replay, metrics: dict[str, float]) -> None:
+    assert again.recorded.loss == metrics["policy/loss"]
+    assert again.recorded.grad_norm == metrics["policy/grad_norm"]
+    assert again.replayed.loss == pytest.approx(again.recorded.loss, rel=NEAR, abs=NEAR)
+    assert again.replayed.grad_norm == pytest.approx(again.recorded.grad_norm, rel=NEAR)
+    assert again.recorded.grad_norm > 0
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +71,12 @@ def test_every_step_comes_again_with_its_loss_and_gradient_and_nothing_is_sample
 
 
 def test_a_step_of_one_update_comes_again_and_its_loss_is_the_mean_advantage(plain: Path) -> None:
-    replay = replay_step(plain, 1)
-    assert_as_recorded(replay, metrics_of(plain)[0])
+    again = replay_step(plain, 1)
+    assert_as_recorded(again, metrics_of(plain)[0])
     page = read_page(plain, 1)
     # At a ratio of one, DAPO's loss is minus the mean weighted advantage over the tokens of the step.
     total = sum(float(advantages.double().sum()) for advantages in page.advantages)
-    assert replay.replayed.loss == pytest.approx(-total / page.entry.tokens, abs=NEAR)
+    assert again.replayed.loss == pytest.approx(-total / page.entry.tokens, abs=NEAR)
     assert page.denominator == page.entry.tokens
 
 
@@ -92,11 +94,11 @@ def test_with_other_settings_a_step_gives_what_a_run_with_those_settings_records
 ) -> None:
     train(config_of(tmp_path / "other", **PLAIN, **changes))  # the first rollouts depend on none of these
     other = metrics_of(tmp_path / "other")[0]
-    replay = replay_step(plain, 1, overrides=overrides)
-    assert set(replay.changed) == {override.partition("=")[0] for override in overrides}
-    assert replay.replayed.loss == pytest.approx(other["policy/loss"], rel=NEAR, abs=NEAR)
-    assert replay.replayed.grad_norm == pytest.approx(other["policy/grad_norm"], rel=1e-5)
-    assert replay.recorded.grad_norm != pytest.approx(replay.replayed.grad_norm, rel=1e-3)
+    again = replay_step(plain, 1, overrides=overrides)
+    assert set(again.changed) == {override.partition("=")[0] for override in overrides}
+    assert again.replayed.loss == pytest.approx(other["policy/loss"], rel=NEAR, abs=NEAR)
+    assert again.replayed.grad_norm == pytest.approx(other["policy/grad_norm"], rel=1e-5)
+    assert again.recorded.grad_norm != pytest.approx(again.replayed.grad_norm, rel=1e-3)
 
 
 def test_the_kl_term_is_linear_in_its_coefficient_and_one_that_was_not_asked_for_can_be_added(windowed: Path) -> None:
@@ -109,9 +111,9 @@ def test_the_kl_term_is_linear_in_its_coefficient_and_one_that_was_not_asked_for
 
 
 def test_the_other_engine_agrees(windowed: Path) -> None:
-    replay = replay_step(windowed, 2, overrides=["engine=batched", "memory.rows_per_micro_batch=3"])
-    assert replay.replayed.loss == pytest.approx(replay.recorded.loss, abs=1e-5)
-    assert replay.replayed.grad_norm == pytest.approx(replay.recorded.grad_norm, rel=1e-3)
+    again = replay_step(windowed, 2, overrides=["engine=batched", "memory.rows_per_micro_batch=3"])
+    assert again.replayed.loss == pytest.approx(again.recorded.loss, abs=1e-5)
+    assert again.replayed.grad_norm == pytest.approx(again.recorded.grad_norm, rel=1e-3)
 
 
 def test_focus_of_another_adapter_cannot_be_read_anew(windowed: Path) -> None:
@@ -131,10 +133,10 @@ def test_a_loss_that_was_no_number_is_none_again(tmp_path: Path) -> None:
     train(config_of(tmp_path / "run", **(PLAIN | exploding | {"max_steps": 2})))
     entry = read_index(tmp_path / "run" / FOLDER)[-1]
     assert (entry.step, entry.loss, entry.grad_norm) == (2, None, None)
-    replay = replay_step(tmp_path / "run", 2)
-    assert math.isnan(replay.recorded.loss)
-    assert math.isnan(replay.replayed.loss)
-    assert not math.isfinite(replay.replayed.grad_norm)
+    again = replay_step(tmp_path / "run", 2)
+    assert math.isnan(again.recorded.loss)
+    assert math.isnan(again.replayed.loss)
+    assert not math.isfinite(again.replayed.grad_norm)
 
 
 def test_rows_that_are_not_what_they_were_are_refused_and_named(tmp_path: Path) -> None:
@@ -190,6 +192,24 @@ def test_settings_that_decided_the_rollouts_are_refused_with_those_that_can_be_c
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match="advantag"):
         replay_step(tmp_path, 1, overrides=["advantag=grpo"])
+
+
+@pytest.mark.parametrize(("overrides", "trusted"), [([], False), (["trust_remote_code=true"], True)], ids=str)
+def test_a_run_directory_lets_no_remote_code_run_unless_it_is_asked_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], trusted: bool
+) -> None:
+    class LoadedError(Exception):
+        pass
+
+    def load(config: RunConfig) -> None:
+        raise LoadedError(config.trust_remote_code)
+
+    monkeypatch.setattr(replay, "loaded_policy", load)
+    monkeypatch.setattr(replay, "_samples", lambda *_: [])
+    Trained(tmp_path, trust_remote_code=True).step(1)
+    with pytest.raises(LoadedError) as caught:
+        replay_step(tmp_path, 1, overrides=overrides)
+    assert caught.value.args == (trusted,)
 
 
 def test_an_adapter_that_was_tampered_with_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vgpo_lite.windows import ScoredGroup, Window
 
 _WEIGHING = ("advantage", "loss", "scale_rewards", "clip_low", "clip_high", "kl_coefficient")
-_WORKING = ("engine", "backend", "quantization", "dtype", "device", "gradient_checkpointing")
+_WORKING = ("engine", "backend", "quantization", "dtype", "device", "gradient_checkpointing", "trust_remote_code")
 REPLAYABLE = (*_WEIGHING, *_WORKING, *(key for key in settings() if key.partition(".")[0] in ("focus", "memory")))
 """Settings that a replay may change: what is made of recorded rollouts, and on what it is computed."""
 
@@ -134,7 +134,7 @@ def replay_step(run: Path, step: int, *, overrides: Sequence[str] = (), listener
 def _settings_of(page: Page, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, tuple[object, object]]]:
     """The settings to replay with, and what of them differs from the recorded ones."""
     try:
-        recorded = RunConfig.model_validate(page.about["settings"])
+        recorded = RunConfig.model_validate(page.about["settings"] | {"trust_remote_code": False})  # only when typed
     except ValidationError as error:
         raise CheckpointError(f"the settings in the journal are not those of this version: {error}") from error
     config = with_overrides(recorded, overrides)
