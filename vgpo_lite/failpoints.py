@@ -55,6 +55,7 @@ SITES = {
     "grade.waiting": "the grading server has been asked and is waited for",
     "evaluate.batch": "a batch of held-out rows is about to be answered",
     "tracker.log": "a step's metrics are about to be mirrored to the tracker",
+    "report.before_drawing": "the report of a run is about to be drawn",
     "adapter.before_files": "the finished adapter is about to be written beside its place",
     "adapter.before_rename": "the finished adapter is on the disk and about to take its place",
     "export.before_files": "a merged model is about to be written beside its place",

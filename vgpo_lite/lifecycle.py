@@ -35,6 +35,7 @@ from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
 from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
+from vgpo_lite.report import refresh_report
 from vgpo_lite.run import Progress, Run, deciding_settings, identity
 from vgpo_lite.storage import discard_folder, json_bytes, replace_file, sweep
 from vgpo_lite.tracking import Tracker, check_tracker
@@ -87,6 +88,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
                 run = _begun(bench, output=output, recorder=recorder, listener=listener, checkpoint=checkpoint)
                 listener.planned(_plan(run, (*notes, *_extension(run, checkpoint))))
                 recorder.status("running", pid=os.getpid(), first_step=run.first_step)
+                recorder.event("started", device=device_in_words(bench.policy.device), first_step=run.first_step)
                 yield run
         except BaseException as error:
             _end_early(recorder, run, error, output)
@@ -94,6 +96,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
         finally:
             if run is not None:
                 run.tracker.close()
+                refresh_report(output, on_failure=listener.noted)
             recorder.close()
 
 

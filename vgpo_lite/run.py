@@ -24,6 +24,7 @@ from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
 from vgpo_lite.models.hub import local_fingerprint
 from vgpo_lite.models.lora import adapter_state, save_adapter
+from vgpo_lite.report import refresh_report
 from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_files, sync_folder
 from vgpo_lite.windows import window_tensors
 
@@ -233,6 +234,7 @@ class Run:
             keep=self.config.checkpoint.keep,
         )
         self.recorder.event("checkpoint", step=self.progress.step, folder=folder.name)
+        refresh_report(self.output, on_failure=self.listener.noted)
         return folder
 
     def measure_before(self) -> None:

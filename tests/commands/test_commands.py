@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from tests.report.runs import make_run
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.recipes import recipe_names
 from vgpo_lite.config.settings import settings
 from vgpo_lite.data_types import Accuracy, RunSummary
+from vgpo_lite.report.charts import charts_of
 
 WITHOUT = Accuracy(right=96, total=200, low=0.4118, high=0.5490)
 WITH = Accuracy(right=122, total=200, low=0.5409, high=0.6749)
@@ -361,3 +363,17 @@ def test_recipe_check_tells_the_fine_from_the_broken(cli, tmp_path):
     assert shown.out == f"{good}: fine\n"
     assert "sead is not a setting" in shown.err
     assert "focus.beta is -1" in shown.err
+
+
+def test_report_draws_into_the_run_or_elsewhere_and_names_what_is_wrong(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("vgpo_lite.report.writing.charts_of", lambda runs: charts_of(runs)[:1])
+    make_run(tmp_path / "run")
+    shown = cli("report", "run")
+    assert (shown.code, shown.out) == (0, "run/report.html written, pictures in run/plots\n")
+    assert [path.name for path in (tmp_path / "run" / "plots").iterdir()] == ["reward.png"]
+    assert cli("report", "run", "-o", "out/mine.html").code == 0
+    assert (tmp_path / "out" / "mine-plots" / "reward.png").is_file()
+    missing = cli("report", "rn")
+    assert (missing.code, missing.err) == (2, "error: there is no folder rn; did you mean run?\n")
+    empty = cli("report", "out")
+    assert (empty.code, "out holds no run" in empty.err) == (3, True)

@@ -20,6 +20,7 @@ PATHS = [
     "chat",
     "doctor",
     "recipe",
+    "report",
     "recipe list",
     "recipe show",
     "recipe copy",
@@ -27,7 +28,17 @@ PATHS = [
     "data",
     "data check",
 ]
-HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "huggingface_hub", "numpy", "pyarrow"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "huggingface_hub",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
+}
 
 
 def test_help_of_every_command_loads_nothing_heavy():

@@ -15,8 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from vgpo_lite import __version__
-from vgpo_lite.commands.words import memory
 from vgpo_lite.errors import ConfigError
+from vgpo_lite.units import memory
 
 SMALLEST_MODEL_BYTES = 5e9
 """What qwen2-vl-2b takes on the disk: 2.2 billion weights of two bytes and their processor."""

@@ -10,15 +10,13 @@ from vgpo_lite.commands.words import (
     ACCURACY_TITLES,
     accuracy_rows,
     columns,
-    duration,
     interval,
-    memory,
     next_commands,
-    percent,
     plan_lines,
     step_parts,
 )
 from vgpo_lite.data_types import SilentListener
+from vgpo_lite.units import duration, memory, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

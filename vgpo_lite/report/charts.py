@@ -1,0 +1,186 @@
+"""What is drawn of a run: each chart, its curves and how to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vgpo_lite.report.records import RunRecord
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One metric of a chart.
+
+    Attributes:
+        metric: Its name in metrics.jsonl.
+        label: What the legend calls it.
+        scale: Recorded values are multiplied by it.
+    """
+
+    metric: str
+    label: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One picture of a report.
+
+    Attributes:
+        name: The file's name, without its ending.
+        title: The heading.
+        axis: What the vertical axis shows, with its unit.
+        reading: What it means and what good looks like, in one or two sentences.
+        curves: What is drawn.
+        accuracies: Whether held-out accuracy before and after belongs into it, in percent.
+        limit: The setting that the curves are compared with, drawn as a line; None: none.
+        logarithmic: Whether the vertical axis is logarithmic.
+        highest: Largest value that can be, such as 100 for shares, of which 0 is the smallest; None: there is none.
+        from_zero: Whether the vertical axis starts at 0 where no value is below it.
+    """
+
+    name: str
+    title: str
+    axis: str
+    reading: str
+    curves: tuple[Curve, ...]
+    accuracies: bool = False
+    limit: str | None = None
+    logarithmic: bool = False
+    highest: float | None = None
+    from_zero: bool = True
+
+    def recorded(self, runs: list[RunRecord]) -> tuple[Curve, ...]:
+        """The curves of which these runs have a value at all."""
+        return tuple(
+            curve
+            for curve in self.curves
+            if any(value == value for run in runs for value in run.metrics.get(curve.metric, ()))
+        )
+
+
+_FOCUS = {
+    "attention": "share of attention on the image",
+    "similarity": "similarity to the image, 0 to 1",
+}
+
+
+def charts_of(runs: list[RunRecord]) -> tuple[Chart, ...]:
+    """Every chart that these runs have values for, in the order of a step."""
+    rewards = dict.fromkeys(
+        name for run in runs for name in run.metrics if name.startswith("reward/") and name != "reward/std"
+    )
+    signals = {str(run.settings.get("focus.signal")) for run in runs}
+    focus = _FOCUS.get(signals.pop(), "focus, 0 to 1") if len(signals) == 1 else "focus, 0 to 1"
+    components = tuple(
+        Curve(metric=name, label=name.removeprefix("reward/"))
+        for name in rewards
+        if name not in ("reward/mean", "reward/accuracy")
+    )
+    wanted = (
+        Chart(
+            name="reward",
+            title="Reward",
+            axis="mean reward per completion",
+            reading="What training raises. It should rise and then level off; single steps jump about, because each "
+            "has other questions.",
+            curves=(Curve(metric="reward/mean", label="all rewards"), *components),
+        ),
+        Chart(
+            name="accuracy",
+            title="Accuracy",
+            axis="right answers, %",
+            reading="Dots and line: sampled answers to training questions. Bars: one greedy answer to each held-out "
+            "question before and after, with the 95 % interval; only those compare models.",
+            curves=(Curve(metric="reward/accuracy", label="while training", scale=100),),
+            accuracies=True,
+            highest=100,
+        ),
+        Chart(
+            name="length",
+            title="Completion length",
+            axis="tokens per completion",
+            reading="How long answers are. A steady rise towards the limit without more reward is padding.",
+            curves=(Curve(metric="completions/mean_length", label="mean"),),
+        ),
+        Chart(
+            name="truncated",
+            title="Cut at the limit",
+            axis="completions, %",
+            reading="Completions that reached max_completion_length before they ended. Above a few percent, raise it.",
+            curves=(Curve(metric="completions/truncated_share", label="cut", scale=100),),
+            highest=100,
+        ),
+        Chart(
+            name="useful",
+            title="Useful groups",
+            axis="groups, %",
+            reading="Groups in which some completions earned more than others: only those teach. Near 0 the questions "
+            "are too easy or too hard.",
+            curves=(Curve(metric="groups/useful_share", label="useful", scale=100),),
+            highest=100,
+        ),
+        Chart(
+            name="focus",
+            title="Focus",
+            axis=focus,
+            reading="How much tokens look at the image, in the first and in the second half of a completion. A late "
+            "half that falls means that the model stops looking.",
+            curves=(Curve(metric="focus/early", label="first half"), Curve(metric="focus/late", label="second half")),
+            from_zero=False,
+        ),
+        Chart(
+            name="clip",
+            title="Clipped tokens",
+            axis="tokens, %",
+            reading="Tokens whose probability ratio left the clip range. It is 0 where each rollout trains one update; "
+            "with more, a few percent are usual and tens mean too large steps.",
+            curves=(
+                Curve(metric="policy/clip_low_share", label="below", scale=100),
+                Curve(metric="policy/clip_high_share", label="above", scale=100),
+            ),
+            highest=100,
+        ),
+        Chart(
+            name="gradient",
+            title="Gradient norm",
+            axis="norm before clipping",
+            reading="Steps above the dashed line were scaled down to it (max_grad_norm). Growth by tens is a warning; "
+            "gaps are steps whose gradient was not finite.",
+            curves=(Curve(metric="policy/grad_norm", label="norm"),),
+            limit="max_grad_norm",
+            logarithmic=True,
+        ),
+        Chart(
+            name="kl",
+            title="Distance from the start",
+            axis="KL divergence per token, nats",
+            reading="How far the policy has moved from the model without the adapter.",
+            curves=(Curve(metric="policy/kl", label="KL"),),
+        ),
+        Chart(
+            name="memory",
+            title="Memory",
+            axis="highest so far, GB",
+            reading="On a GPU what tensors held at most, on a CPU the whole process. It should be flat after the first "
+            "steps.",
+            curves=(Curve(metric="memory/peak_bytes", label="peak", scale=1 / GIGABYTE),),
+        ),
+        Chart(
+            name="time",
+            title="Time per step",
+            axis="seconds",
+            reading="Sampling and grading completions, and learning from them. Sampling grows with length.",
+            curves=(
+                Curve(metric="time/rollout_seconds", label="sampling"),
+                Curve(metric="time/update_seconds", label="learning"),
+            ),
+        ),
+    )
+    return tuple(
+        chart for chart in wanted if chart.recorded(runs) or (chart.accuracies and any(run.accuracies for run in runs))
+    )
