@@ -56,10 +56,10 @@ def chat(
     sampling = Sampling(
         num_generations=1, max_completion_length=config.max_completion_length, temperature=temperature, seed=seed
     )
-    typer.echo(_answer(config, _sample(question, paths), sampling).strip())
+    typer.echo(_answer(config, own_sample(question, paths), sampling).strip())
 
 
-def _sample(question: str, paths: list[Path]) -> Sample:
+def own_sample(question: str, paths: list[Path]) -> Sample:
     """The question as a row like any other.
 
     Raises:

@@ -1,0 +1,106 @@
+"""What is shown of a completion is what the method reads of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.engine.work import batched, plain_inputs
+from tests.small_models import MODEL_TYPES, make_group, make_prompt, small_policy
+from vgpo_lite.algorithm.focus import attention_focus
+from vgpo_lite.algorithm.maps import attention_maps
+from vgpo_lite.config.load import load_config
+from vgpo_lite.data_types import GroupRewards, Sample
+from vgpo_lite.engine import make_engine
+from vgpo_lite.engine.maps import group_attention_maps
+from vgpo_lite.microscope import inspect_prompts
+from vgpo_lite.microscope.looking import token_texts
+from vgpo_lite.models import load_policy
+from vgpo_lite.prompts import encode_prompt
+
+
+def test_one_token_worked_by_hand() -> None:
+    # One head of one dimension. The second query is 1; prompt keys 0 and ln 2, own key 0: weights 1, 2, 1 of 4.
+    query = torch.tensor([[[0.0], [1.0]]])
+    on_prompt, on_itself = attention_maps(
+        query, torch.tensor([[[0.0], [2.0]]]).log().nan_to_num(neginf=0.0), torch.zeros(1, 2, 1), scale=1.0
+    )
+    torch.testing.assert_close(on_prompt, torch.tensor([[0.5, 0.5], [0.25, 0.5]]))
+    torch.testing.assert_close(on_itself, torch.tensor([0.0, 0.25]))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_the_map_over_the_image_adds_up_to_focus(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, prompt, own = (torch.randn(size, generator=generator) for size in ((4, 5, 8), (2, 7, 8), (2, 5, 8)))
+    image = torch.tensor([False, True, True, False, True, False, False])
+    on_prompt, on_itself = attention_maps(query, prompt, own, scale=0.3, chunk_size=chunk)
+    focus = attention_focus(query[None], prompt, own[None], image, scale=0.3, chunk_size=3)[0]
+    torch.testing.assert_close(on_prompt[:, image].sum(dim=-1), focus)
+    torch.testing.assert_close(on_prompt.sum(dim=-1) + on_itself, torch.ones(5))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_maps_are_the_models_own_eager_attention(model_type: str) -> None:
+    policy = small_policy(model_type)
+    group = make_group(make_prompt(((2, 3), (1, 2)), text=(3, 2, 4)), (5, 2))
+    batched(policy)  # prepares the model
+    maps = group_attention_maps(policy, group)
+    bare, first = policy.family.bare(policy.model), group.prompt.input_ids.shape[0]
+    bare.set_attn_implementation({"text_config": "eager"})
+    policy.model.eval()
+    for row, seen in enumerate(maps):
+        bare.model.rope_deltas = None
+        with torch.no_grad():
+            attention = bare(**plain_inputs(group, row), output_attentions=True, use_cache=False).attentions[-1]
+        expected = attention[0].mean(dim=0)[first - 1 : -1]
+        torch.testing.assert_close(seen.on_prompt, expected[:, :first], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(seen.on_itself, expected[:, first:].sum(dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_before_and_after_show_what_the_method_reads() -> None:
+    config = load_config(
+        model="tiny", dataset="shapes", quantization="none", num_generations=2, max_completion_length=20
+    )
+    policy = load_policy(config)
+    with torch.no_grad():
+        for name, weight in policy.adapters().items():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    engine = make_engine(policy, config)
+    sample = Sample(
+        sample_id="by/hand",
+        question="<image>How many red circles are there?",
+        images=(Image.effect_noise((112, 112), 50).convert("RGB"),),
+        answer="1",
+    )
+    prompt = encode_prompt(sample, policy.processor, config.data)
+    rewards = GroupRewards(rewards=torch.tensor([1.0, 0.0]), components={})
+    [seen] = inspect_prompts(policy, engine, [prompt], config, grade=lambda group: rewards, compare=True)
+    assert list(seen.groups) == ["before", "after"]
+    assert [(image.rows, image.columns) for image in seen.images] == [(4, 4)]
+    right, wrong = seen.groups["after"]
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+    for each in (right, wrong):
+        torch.testing.assert_close(each.on_image, each.focus, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(each.on_image + each.on_question + each.on_itself, torch.ones(len(each.tokens)))
+        torch.testing.assert_close(each.psi.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+        assert each.maps.shape == (len(each.tokens), 16)
+    torch.testing.assert_close(
+        right.advantage, (1 + right.psi) * (1 + right.phi) * right.advantage.new_tensor(0.7070068)
+    )
+    assert right.phi == pytest.approx(-wrong.phi)
+    assert not torch.equal(seen.groups["before"][0].on_image[:1], right.on_image[:1])
+    first = engine.sample([prompt], config.sampling, places=[0], on_step=None)[0]
+    assert "".join(right.tokens).replace("<|im_end|>", "").replace("<|endoftext|>", "") == first.texts[0]
+
+
+def test_a_character_of_several_tokens_is_shown_with_its_last() -> None:
+    policy = load_policy(load_config(model="tiny", dataset="shapes", quantization="none"))
+    ids = policy.processor.tokenizer.encode("né ✓", add_special_tokens=False)
+    texts = token_texts(policy, ids)
+    assert "".join(texts) == "né ✓"
+    assert "\ufffd" not in "".join(texts)
+    assert texts[-1] == "✓"
+    assert len(ids) == len(texts) == 7  # n, two bytes, a space, three bytes

@@ -1,0 +1,219 @@
+"""Completions with everything the method reads of them: focus, gate, weights, and the attention behind them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vgpo_lite.algorithm.advantages import group_advantages
+from vgpo_lite.algorithm.weigh import weigh
+from vgpo_lite.algorithm.weighting import compensate, token_weights, trajectory_weights
+from vgpo_lite.engine.maps import group_attention_maps
+from vgpo_lite.terms import weighting_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from jaxtyping import Float
+    from PIL import Image
+    from torch import Tensor
+
+    from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.data_types import GroupRewards, Prompt, RolloutGroup
+    from vgpo_lite.engine import Engine
+    from vgpo_lite.models import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenImage:
+    """An image and the grid of its tokens.
+
+    Attributes:
+        image: As the data set has it.
+        rows: Rows of image tokens.
+        columns: Columns of them.
+    """
+
+    image: Image.Image
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenCompletion:
+    """One completion, token by token.
+
+    Attributes:
+        tokens: Each token's own text.
+        focus: Focus rho, in [0, 1].
+        gate: 1 where compensation strengthened the focus, else 0.
+        psi: Token weight, in [-1, 1].
+        phi: The completion's trajectory weight, in [-1, 1].
+        advantage: What each token trains with; without rewards (1 + psi)(1 + phi), the factor alone.
+        on_image: Attention on image tokens; what is left of 1 besides the next two is none.
+        on_question: Attention on the other tokens of the prompt.
+        on_itself: Attention on tokens generated before.
+        maps: Attention on each image token, [token, image token].
+        reward: What it earned; None where nobody graded.
+    """
+
+    tokens: tuple[str, ...]
+    focus: Float[Tensor, " token"]
+    gate: Float[Tensor, " token"]
+    psi: Float[Tensor, " token"]
+    phi: float
+    advantage: Float[Tensor, " token"]
+    on_image: Float[Tensor, " token"]
+    on_question: Float[Tensor, " token"]
+    on_itself: Float[Tensor, " token"]
+    maps: np.ndarray
+    reward: float | None
+
+    @property
+    def late_over_early(self) -> float | None:
+        """Mean focus of the second half over that of the first; None for fewer than two tokens or no focus."""
+        half = (len(self.focus) + 1) // 2
+        early, late = self.focus[:half], self.focus[half:]
+        return float(late.mean() / early.mean()) if len(late) and float(early.mean()) > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenPrompt:
+    """One prompt and the completions of each policy.
+
+    Attributes:
+        sample_id: The row's name.
+        question: Its question, with `<image>` marks.
+        answer: Its gold, or None.
+        images: Its images.
+        groups: Completions by policy, such as `before` and `after`.
+    """
+
+    sample_id: str
+    question: str
+    answer: str | None
+    images: tuple[SeenImage, ...]
+    groups: Mapping[str, tuple[SeenCompletion, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Everything a page shows.
+
+    Attributes:
+        title: What was inspected, in words.
+        facts: Settings worth reading, by name.
+        prompts: In order.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    prompts: tuple[SeenPrompt, ...]
+
+
+def inspect_prompts(
+    policy: Policy,
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    config: RunConfig,
+    *,
+    grade: Callable[[RolloutGroup], GroupRewards] | None,
+    compare: bool,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[SeenPrompt, ...]:
+    """Sample a group for each prompt and look at it closely.
+
+    Args:
+        policy: The model.
+        engine: It at work.
+        prompts: What to ask; each shows an image.
+        config: Sampling and weighting.
+        grade: Rewards of a group; None: nobody grades.
+        compare: Whether the model without its adapter answers too, as `before`, and the one with it is `after`.
+        told: Called with prompts done and prompts in all.
+    """
+    seen = []
+    for place, prompt in enumerate(prompts):
+        told(place, len(prompts))
+        groups: dict[str, tuple[SeenCompletion, ...]] = {}
+        for name in ("before", "after") if compare else ("answers",):
+            with policy.reference() if name == "before" else contextlib.nullcontext():
+                [group] = engine.sample([prompt], config.sampling, places=[place], on_step=None)
+                groups[name] = _completions(policy, engine, group, config, None if grade is None else grade(group))
+        engine.forget()
+        seen.append(
+            SeenPrompt(
+                sample_id=prompt.sample.sample_id,
+                question=prompt.sample.question,
+                answer=prompt.sample.answer,
+                images=_images(prompt, policy),
+                groups=groups,
+            )
+        )
+    told(len(prompts), len(prompts))
+    return tuple(seen)
+
+
+def _completions(
+    policy: Policy, engine: Engine, group: RolloutGroup, config: RunConfig, rewards: GroupRewards | None
+) -> tuple[SeenCompletion, ...]:
+    mask = group.completion_mask
+    focus = engine.look(group, keep_graph=False, reference=False).signals.focus
+    if focus is None:
+        focus = torch.zeros(mask.shape)
+    settings = config.focus
+    w = compensate(
+        focus, mask, beta=settings.beta, gamma=settings.gamma, kappa=settings.kappa, schedule=settings.schedule
+    )
+    phi = trajectory_weights(w, mask, accumulation=settings.accumulation) if len(mask) > 1 else torch.zeros(len(mask))
+    advantages = torch.ones(len(mask))
+    if rewards is not None and len(mask) > 1:
+        advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
+    shown = {
+        "focus": focus,
+        "gate": (w > focus).float(),
+        "psi": token_weights(w, mask),
+        "advantage": weigh(advantages, focus, mask, weighting=weighting_of(config)),
+    }
+    on_image = group.prompt.image_mask
+    completions = []
+    for row, (maps, kept) in enumerate(zip(group_attention_maps(policy, group), mask, strict=True)):
+        image = maps.on_prompt[:, on_image]
+        completions.append(
+            SeenCompletion(
+                tokens=token_texts(policy, group.completion_ids[row][kept].tolist()),
+                **{name: values[row][kept] for name, values in shown.items()},
+                phi=float(phi[row]),
+                on_image=image.sum(dim=-1),
+                on_question=maps.on_prompt[:, ~on_image].sum(dim=-1),
+                on_itself=maps.on_itself,
+                maps=image.numpy(),
+                reward=None if rewards is None else float(rewards.rewards[row]),
+            )
+        )
+    return tuple(completions)
+
+
+def token_texts(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text; tokens that hold a part of a character leave it to the one that ends it."""
+    decode = policy.processor.tokenizer.decode
+    texts, shown = [], ""
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = text.rstrip("\ufffd") if end < len(ids) else text
+        texts.append(whole[len(shown) :])
+        shown = whole
+    return tuple(texts)
+
+
+def _images(prompt: Prompt, policy: Policy) -> tuple[SeenImage, ...]:
+    merge = policy.processor.image_processor.merge_size
+    grids = prompt.vision["image_grid_thw"].tolist()
+    return tuple(
+        SeenImage(image=image, rows=height // merge, columns=width // merge)
+        for image, (_, height, width) in zip(prompt.sample.images, grids, strict=True)
+    )
