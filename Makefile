@@ -53,6 +53,7 @@ $(VENV)/.installed: $(DEFINITION) | $(BIN)/python
 $(VENV)/.installed-dev: $(DEFINITION) | $(BIN)/python
 	@echo "Installing vgpo-lite and the tools that check it into $(VENV); the first time fetches some gigabytes ..."
 	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) --no-deps unsloth  # to read its signatures; it runs on a GPU only
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,46 @@ def test_unsloth_is_refused_without_a_card_without_the_package_and_too_late(monk
 
 def test_the_default_backend_is_imported_when_it_loads() -> None:
     import_backend("transformers", device="auto")
+
+
+def test_every_argument_we_give_unsloth_is_one_it_takes() -> None:
+    """From the syntax tree of the installed package; a machine without a card cannot import it."""
+    called = _keywords_of_call(ROOT / "vgpo_lite" / "models" / "backends" / "unsloth.py", "from_pretrained")
+    taken = _parameters_of_method(_unsloth_source("unsloth/models/loader.py"), "FastVisionModel", "from_pretrained")
+    assert taken[0] == "model_name"  # the one argument that goes by its place
+    assert called == ["load_in_4bit", "dtype", "use_gradient_checkpointing", "trust_remote_code"]
+    assert set(called) <= set(taken)
+
+
+def test_an_argument_that_unsloth_renames_is_found(tmp_path: Path) -> None:
+    renamed = tmp_path / "loader.py"
+    renamed.write_text(
+        "class FastModel:\n    @staticmethod\n    def from_pretrained(model_name, *, load_in_nf4=False, **kwargs): ...\n"
+        "class FastVisionModel(FastModel): ...\n"
+    )
+    taken = _parameters_of_method(renamed, "FastVisionModel", "from_pretrained")
+    assert taken == ["model_name", "load_in_nf4"]
+
+
+def _unsloth_source(name: str) -> Path:
+    try:
+        files = metadata.files("unsloth") or []
+    except metadata.PackageNotFoundError:
+        pytest.fail("Unsloth's source is not here: make test installs it, or pip install --no-deps unsloth")
+    return next(Path(str(file.locate())) for file in files if str(file) == name)
+
+
+def _keywords_of_call(path: Path, method: str) -> list[str]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    (call,) = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == method]
+    return [str(keyword.arg) for keyword in call.keywords]
+
+
+def _parameters_of_method(path: Path, name: str, method: str) -> list[str]:
+    """Names of a method's parameters, looked for in the class and then in its bases in the same file."""
+    classes = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
+    own = [node for node in classes[name].body if isinstance(node, ast.FunctionDef) and node.name == method]
+    if not own:
+        (base,) = classes[name].bases
+        return _parameters_of_method(path, ast.unparse(base), method)
+    return [argument.arg for argument in (*own[0].args.args, *own[0].args.kwonlyargs)]
