@@ -117,4 +117,5 @@ def lent(folder: Path) -> Iterator[Lent]:
         born = {name: tensor.clone() for name, tensor in adapter_state(bench.policy).items()}
         shared = Lent(bench=bench, born=born, grader=grader, poll=poll)
         patch.setattr(lifecycle, "open_workbench", shared.reopened)
+        patch.setattr("vgpo_lite.report.draw_report", lambda folder: None)  # would take longer than the run
         yield shared

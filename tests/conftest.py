@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,3 +27,11 @@ for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFF
 def hub() -> HubServer:
     """The stand-in hub this process and, through its environment, every process it starts talks to."""
     return _HUB
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Runs of tests are not drawn: a picture takes longer than many a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vgpo_lite.report.draw_report", lambda folder: None)
+        yield

@@ -22,7 +22,6 @@ from vgpo_lite.errors import (
     NothingLearnedError,
     RewardError,
 )
-from vgpo_lite.failpoints import armed
 from vgpo_lite.trainer import train
 
 TIMED = ("time/", "memory/")
@@ -97,29 +96,11 @@ def test_a_run_writes_what_its_directory_promises(undisturbed: Path) -> None:
         "completions",
         "checkpoints",
         "adapter",
-        "report.html",
-        "plots",
     }
     assert [line["step"] for line in records(undisturbed)] == [1, 2, 3, 4]
     status = json.loads((undisturbed / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["steps"], status["updated_steps"]) == ("finished", 0, 4, 4)
     assert [folder.name for folder in checkpoints(undisturbed / "checkpoints")] == ["step-000002", "step-000004"]
-
-
-def test_the_report_is_drawn_at_each_checkpoint_and_at_the_end_and_stops_nothing_where_it_fails(tmp_path: Path) -> None:
-    notes: list[str] = []
-    listener = SilentListener()
-    listener.noted = notes.append
-    passed: list[str] = []
-    with armed("report.before_drawing=raise:OSError:28", passed=passed.append):
-        summary = train(config_of(tmp_path / "run", max_steps=2, checkpoint={"every": 1}), listener=listener)
-    assert summary.steps == 2
-    assert [site for site in passed if site in ("checkpoint.after_rename", "report.before_drawing")] == [
-        *("checkpoint.after_rename", "report.before_drawing") * 3,
-        "report.before_drawing",
-    ]
-    assert sum("the report could not be drawn" in note for note in notes) == 4
-    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_first_update_moves_the_policy_from_a_ratio_of_one(undisturbed: Path) -> None:

@@ -96,7 +96,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
         finally:
             if run is not None:
                 run.tracker.close()
-                refresh_report(output, on_failure=listener.noted)
+                refresh_report(output, is_over=True, on_failure=listener.noted)
             recorder.close()
 
 

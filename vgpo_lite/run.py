@@ -234,7 +234,7 @@ class Run:
             keep=self.config.checkpoint.keep,
         )
         self.recorder.event("checkpoint", step=self.progress.step, folder=folder.name)
-        refresh_report(self.output, on_failure=self.listener.noted)
+        refresh_report(self.output, is_over=False, on_failure=self.listener.noted)
         return folder
 
     def measure_before(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cheap_runs import lent, small_config
 from tests.report.runs import make_run, metrics_of, recorded
+from vgpo_lite.data_types import SilentListener
 from vgpo_lite.errors import CheckpointError
 from vgpo_lite.failpoints import armed
-from vgpo_lite.report import refresh_report
+from vgpo_lite.report import draw_report, refresh_report
 from vgpo_lite.report.charts import charts_of
 from vgpo_lite.report.facts import shown
 from vgpo_lite.report.records import read_run
 from vgpo_lite.report.smoothing import DRAWN_POINTS, drawn_places, running_median
 from vgpo_lite.report.writing import write_report
+from vgpo_lite.trainer import train
 
 NAMES = {"reward", "accuracy", "length", "truncated", "useful", "focus", "clip", "gradient", "memory", "time"}
 
@@ -55,6 +60,12 @@ class Page(HTMLParser):
     @property
     def table(self) -> dict[str, list[str]]:
         return {row[0]: row[1:] for row in self.rows if row}
+
+
+@pytest.fixture(autouse=True)
+def _with_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here reports are drawn."""
+    monkeypatch.setattr("vgpo_lite.report.draw_report", draw_report)
 
 
 @pytest.fixture
@@ -173,25 +184,56 @@ def test_a_run_that_left_metrics_alone_is_drawn_and_a_folder_without_any_is_refu
 
 def test_a_report_is_redrawn_when_the_run_has_gone_on_and_not_otherwise(tmp_path: Path, one_chart: None) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
-    refresh_report(run, on_failure=pytest.fail)
-    first = (run / "report.html").stat()
-    refresh_report(run, on_failure=pytest.fail)
-    assert (run / "report.html").stat().st_ino == first.st_ino
+    page = run / "report.html"
+
+    def drawn_anew(*, is_over: bool) -> bool:
+        before = page.stat().st_ino
+        refresh_report(run, is_over=is_over, on_failure=pytest.fail)
+        return page.stat().st_ino != before
+
+    refresh_report(run, is_over=False, on_failure=pytest.fail)
+    assert not drawn_anew(is_over=True)  # nothing has changed
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 4} | metrics_of(4)) + "\n")
-    refresh_report(run, on_failure=pytest.fail)
-    assert (run / "report.html").stat().st_ino != first.st_ino
-    assert Page((run / "report.html").read_text()).table["reward/mean"][-1] == "4"
+    os.utime(page, (time.time() - 5, time.time() - 5))
+    assert not drawn_anew(is_over=False)  # the page is young
+    assert drawn_anew(is_over=True)
+    assert Page(page.read_text()).table["reward/mean"][-1] == "4"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5} | metrics_of(5)) + "\n")
+    os.utime(page, (time.time() - 1000, time.time() - 1000))
+    assert drawn_anew(is_over=False)
+
+
+def test_a_run_is_drawn_at_its_checkpoints_and_its_end_and_goes_on_where_drawing_fails(
+    tmp_path: Path, one_chart: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    passed: list[str] = []
+    listener = SilentListener()
+    listener.noted = notes.append
+    with lent(tmp_path / "opened"), armed("report.before_drawing=raise:OSError:28@2", passed=passed.append):
+        monkeypatch.setattr("vgpo_lite.report.draw_report", draw_report)
+        monkeypatch.setattr("vgpo_lite.report.DRAWN_EVERY_SECONDS", 0.0)
+        summary = train(small_config(tmp_path / "run", max_steps=2), listener=listener)
+    sites = [site for site in passed if site in ("checkpoint.after_rename", "report.before_drawing")]
+    assert sites == ["checkpoint.after_rename", "report.before_drawing"] * 3 + ["report.before_drawing"]
+    assert summary.steps == 2
+    assert [note.partition(":")[0] for note in notes].count("the report could not be drawn") == 1
+    table = Page((tmp_path / "run" / "report.html").read_text()).table
+    assert (table["state"], table["steps"]) == (["finished"], ["2 of 2, 2 of them updates"])
+    assert table["hardware"][0].startswith("CPU")
+    assert table["policy/grad_norm"][:2] == [shown(value) for value in recorded(tmp_path / "run", "policy/grad_norm")]
 
 
 def test_what_fails_while_drawing_is_told_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     run = make_run(tmp_path / "run")
     with armed("report.before_drawing=raise:OSError:28"):
-        refresh_report(run, on_failure=told.append)
+        refresh_report(run, is_over=True, on_failure=told.append)
     monkeypatch.setattr("vgpo_lite.report.writing.draw", lambda *_, **__: 1 / 0)
-    refresh_report(run, on_failure=told.append)
-    refresh_report(tmp_path / "nowhere", on_failure=told.append)
+    refresh_report(run, is_over=True, on_failure=told.append)
+    refresh_report(tmp_path / "nowhere", is_over=True, on_failure=told.append)
     assert [message.partition(":")[0] for message in told] == ["the report could not be drawn"] * 3
     assert "No space left" in told[0]
     assert "division by zero" in told[1]

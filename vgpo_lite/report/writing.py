@@ -12,7 +12,7 @@ from vgpo_lite.report.drawing import COLOURS, Line, Measured, draw
 from vgpo_lite.report.facts import METRIC_TITLES, metric_rows, outcome_rows, setting_rows
 from vgpo_lite.report.records import read_run
 from vgpo_lite.report.smoothing import window_of
-from vgpo_lite.storage import replace_file
+from vgpo_lite.storage import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def write_report(folder: Path, *, page: Path | None = None) -> Path:
         config=run.config,
     )
     write_pictures(plots_beside(page), drawn)
-    replace_file(page, text.encode())
+    write_whole(page, text.encode())
     return page
 
 
@@ -87,7 +87,20 @@ def write_pictures(folder: Path, pictures: Sequence[Picture]) -> None:
         StorageError: The disk refuses.
     """
     for picture in pictures:
-        replace_file(folder / f"{picture.chart.name}.png", picture.png)
+        write_whole(folder / f"{picture.chart.name}.png", picture.png)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Give a file new content in one step. Not synced: what a power cut takes can be drawn again.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(data)
+        beside.replace(path)
 
 
 def rendered(template: str, **values: object) -> str:
