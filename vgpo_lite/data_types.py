@@ -98,6 +98,7 @@ class Sampling:
         seed: Names the private noise of this draw: a completion depends on `(seed, prompt's place, row, token)`
             alone, never on which rows were decoded beside it.
         rows: Which of the group's completions are drawn, by their numbers; None: all of them.
+        ignore_eos: Whether ids that end a completion are sampled like any other, so that every one is cut at the limit.
     """
 
     num_generations: int
@@ -107,6 +108,7 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     rows: range | None = None
+    ignore_eos: bool = False
 
     @property
     def drawn_rows(self) -> range:

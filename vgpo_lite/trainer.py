@@ -18,6 +18,7 @@ from vgpo_lite.engine.optimizer import apply_gradients, learning_rate
 from vgpo_lite.invariants import check_first_group
 from vgpo_lite.lifecycle import open_run
 from vgpo_lite.metrics import Tally, rollout_metrics, step_costs
+from vgpo_lite.rehearsal import rehearse
 from vgpo_lite.terms import objective_of, weighting_of
 from vgpo_lite.windows import LearnedGroup, ScoredGroup, Window
 
@@ -40,6 +41,7 @@ def train(config: RunConfig, *, listener: Listener | None = None, resume: str = 
         VgpoLiteError: The run stopped deliberately; the class and its `exit_code` tell why, status.json repeats it.
     """
     with open_run(config, listener=listener, resume=resume) as run:
+        rehearse(run)
         run.measure_before()
         while run.unfinished:
             window = run.pending or rollouts(run)

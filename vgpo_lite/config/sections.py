@@ -180,6 +180,9 @@ class MemoryConfig(Section):
     """Tokens whose logits exist at one time; auto: 256, or fewer where they do not fit."""
     focus_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Tokens whose last-layer attention exists at one time; auto: 256, or fewer where they do not fit."""
+    worst_first: bool | Auto = "auto"
+    """Whether the largest group there can be is decoded, looked at and updated once before the first step, to no other
+    effect than that sizes shrink before time is spent; auto: on a GPU."""
     cpu_threads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Threads of torch on a CPU; auto: one for models under 50 million parameters, else what torch chooses."""
 

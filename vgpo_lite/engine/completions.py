@@ -44,7 +44,8 @@ class Completions:
         self._prompts = prompts
         self._sampling = sampling
         self._noise = torch.cat([completion_noise(sampling, place) for place in places]).to(device)
-        self._end_ids = torch.tensor(sorted(policy.eos_ids), device=device)
+        end_ids = () if sampling.ignore_eos else policy.eos_ids
+        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
         self._suppressed_ids = torch.tensor(sorted(policy.suppressed_ids), dtype=torch.long, device=device)
         self._ids = torch.full((rows, tokens), policy.pad_id, device=device)
         self._logprobs = torch.zeros(rows, tokens, device=device)

@@ -6,7 +6,7 @@ in a question never becomes an image token.
 """
 
 from vgpo_lite.prompts.encode import encode_prompt
-from vgpo_lite.prompts.lengths import largest_prompt, prompt_lengths, prompts_fit
+from vgpo_lite.prompts.lengths import largest_prompt, longest_prompts, prompt_lengths, prompts_fit
 from vgpo_lite.prompts.pieces import image_tokens
 from vgpo_lite.prompts.processor import Processor
 from vgpo_lite.prompts.shown import shown_prompt
@@ -18,6 +18,7 @@ __all__ = [
     "encode_prompt",
     "image_tokens",
     "largest_prompt",
+    "longest_prompts",
     "prompt_lengths",
     "prompts_fit",
     "shown_prompt",

@@ -62,6 +62,29 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
     return PromptSize(text_tokens=max(longest - sum(images), 0), images=images)
 
 
+def longest_prompts(outlines: Iterable[Outline], processor: Processor, data: DataConfig, *, count: int) -> list[int]:
+    """The places of the longest prompts, the longest first; only rows that may be among them are tokenized.
+
+    Args:
+        outlines: The rows.
+        processor: The model's.
+        data: Prompt style or template and pixel budget.
+        count: How many are asked for.
+
+    Raises:
+        ConfigError: The user's prompt template cannot be used.
+        ModelError: The model's chat template loses or repeats a part of the question.
+    """
+    lengths = _Lengths(processor, data)
+    known = [(lengths.most(outline), place, outline) for place, outline in enumerate(outlines)]
+    longest: list[tuple[int, int]] = []
+    for most, place, outline in sorted(known, key=lambda row: row[0], reverse=True):
+        if len(longest) == count and most <= longest[-1][0]:
+            break
+        longest = sorted([*longest, (lengths.exact(outline), place)], reverse=True)[:count]
+    return [place for _, place in longest]
+
+
 def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> list[bool]:
     """Whether each row's prompt holds at most `data.max_prompt_length` tokens; as `prompt_lengths`, and far quicker.
 
