@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import random
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import typer
 
 from tests.small_models import small_policy
 from vgpo_lite import lifecycle
-from vgpo_lite.checkpoint import checkpoints
+from vgpo_lite.checkpoint import checkpoints, is_whole, newest_checkpoint
 from vgpo_lite.commands.failures import failures_told
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.schema import RunConfig
@@ -270,7 +271,8 @@ def test_a_longer_run_goes_on_and_says_what_its_learning_rate_does(bench: Simple
     )
     assert (run.first_step, run.unfinished) == (5, True)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert {"max_steps_before": 4, "max_steps": 8}.items() <= events[-1].items()
+    [extended] = [event for event in events if event["kind"] == "extended"]
+    assert (extended["max_steps_before"], extended["max_steps"]) == (4, 8)
     assert load_config(str(tmp_path)).max_steps == 8
     assert not resumed(tmp_path, heard, max_steps=2, warmup_ratio=0.0).unfinished
     assert heard.notes[-1] == "max_steps was 4 and is now 2: no step is left after step 4"
@@ -288,6 +290,7 @@ def test_a_damaged_checkpoint_is_written_anew_when_its_step_is_done_again(
         run.progress = replace(run.progress, step=2)
         run.save()
     assert "step-000002 is damaged" in heard.notes[0]
+    assert "extended" not in (tmp_path / "events.jsonl").read_text()
     assert len(damaged.read_bytes()) > 0
     assert [folder.name for folder in checkpoints(tmp_path / "checkpoints")] == ["step-000001", "step-000002"]
 
@@ -315,3 +318,49 @@ def test_records_of_a_run_that_was_killed_in_the_middle_of_a_line_stay_readable(
     resumed(tmp_path)
     for name in ("metrics.jsonl", "events.jsonl"):
         assert all(isinstance(json.loads(line), dict) for line in (tmp_path / name).read_text().splitlines())
+
+
+def test_a_status_names_no_damaged_checkpoint(bench: SimpleNamespace, tmp_path: Path) -> None:
+    train_to(tmp_path, 2)
+    assert is_whole(tmp_path / "checkpoints" / "step-000002")
+    for step, expected in ((2, "checkpoints/step-000001"), (1, None)):
+        (tmp_path / "checkpoints" / f"step-{step:06d}" / "progress.json").write_text("{}")
+        with pytest.raises(CheckpointError):
+            resumed(tmp_path, num_generations=4)
+        assert status_of(tmp_path)["checkpoint"] == expected
+    assert status_of(tmp_path)["continue_with"] is None
+    assert "no whole" in status_of(tmp_path)["reason"] or "cannot resume" in status_of(tmp_path)["reason"]
+
+
+def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_to(tmp_path, 1)
+    found, notes = newest_checkpoint(tmp_path / "checkpoints")
+    older = replace(found, progress={"draws": 3, "identity": {}})
+    monkeypatch.setattr(lifecycle, "newest_checkpoint", lambda root: (older, notes))
+    with pytest.raises(CheckpointError, match=r"step 1 lacks bad_steps, before, .*another version of vgpo-lite"):
+        resumed(tmp_path)
+
+
+def test_random_numbers_drawn_inside_a_step_that_is_stopped_are_drawn_again(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(InterruptedRunError), open_run(config_of(tmp_path)) as run:  # noqa: PT012
+        before = random.getstate()
+        expected = [random.random() for _ in range(3)]  # as a reward function may
+        run.progress = replace(run.progress, step=1)
+        raise InterruptedRunError(signal.SIGINT)
+    resumed(tmp_path)
+    assert random.getstate() == before
+    assert [random.random() for _ in range(3)] == expected
+
+
+def test_code_of_a_repository_runs_again_only_where_that_is_typed_again(bench: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError), open_run(config_of(tmp_path, trust_remote_code=True)) as run:
+        raise InterruptedRunError(run.save() and signal.SIGINT)
+    assert status_of(tmp_path)["continue_with"].endswith("--resume auto --set trust_remote_code=true")
+    with pytest.raises(ConfigError, match=r"trust_remote_code is true \(.*config\.yaml, line \d+\); expected it typed"):
+        load_config(tmp_path)
+    assert load_config(tmp_path, overrides=["trust_remote_code=true"]).trust_remote_code
+    assert not load_config(tmp_path, trust_remote_code=False).trust_remote_code

@@ -131,6 +131,20 @@ def checkpoint_adapter(root: Path, sha256: str) -> Path | None:
     return None
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is what its manifest says; reads them piece by piece."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())["files"]
+        return all(_sha256(folder / name) == entry["sha256"] for name, entry in manifest.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def newest_checkpoint(root: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     """The newest whole checkpoint, and a note for each newer one that is damaged.
 

@@ -20,6 +20,7 @@ from vgpo_lite.checkpoint import (
     Checkpoint,
     checkpoint_folder,
     checkpoints,
+    is_whole,
     load_checkpoint,
     newest_checkpoint,
     restore_generators,
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import Listener
     from vgpo_lite.engine import Backoff
     from vgpo_lite.preparation import Workbench
+
+_KEPT = frozenset(
+    {"identity", "max_steps", "loss_scale", "before", "draws", "updated_steps", "useful_groups", "bad_steps"}
+)
 
 
 @contextlib.contextmanager
@@ -82,6 +87,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
             recorder.status("starting")
             checkpoint, notes = _found_checkpoint(output, resume)
             if checkpoint is not None:
+                _refuse_other_version(checkpoint)
                 _refuse_changes(checkpoint.progress["identity"]["settings"], deciding_settings(config), "settings")
             told = partial(_write_backoff, recorder)
             with open_workbench(config, purpose="train", listener=listener, on_backoff=told) as bench:
@@ -91,7 +97,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
                 recorder.event("started", device=device_in_words(bench.policy.device), first_step=run.first_step)
                 yield run
         except BaseException as error:
-            _end_early(recorder, run, error, output)
+            _end_early(recorder, run, error, config)
             raise
         finally:
             if run is not None:
@@ -174,6 +180,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.optimizer.load_state_dict(dict(checkpoint.optimizer))
     run.loss_scale.restore(kept["loss_scale"])
     restore_generators(checkpoint.generators)
+    run.generators = checkpoint.generators
     before = kept["before"]
     run.progress = Progress(
         step=checkpoint.step,
@@ -186,6 +193,16 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.first_step = checkpoint.step + 1
     if checkpoint.pending:
         run.pending = restored_window(checkpoint.pending, prompt_at=run.prompt_at, text_of=run.bench.policy.text_of)
+
+
+def _refuse_other_version(checkpoint: Checkpoint) -> None:
+    """Raise a CheckpointError where a checkpoint lacks what this version keeps in one."""
+    missing = sorted(_KEPT - checkpoint.progress.keys())
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} lacks {', '.join(missing)}: another version of vgpo-lite wrote "
+            "it. Go on with that version, or start afresh with another --output."
+        )
 
 
 def _refuse_changes(kept: dict[str, object], now: dict[str, object], what: str) -> None:
@@ -249,9 +266,9 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
     )
 
 
-def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, output: Path) -> None:
+def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, config: RunConfig) -> None:
     """Save what the last step left, if the run got that far, and write down why it ended."""
-    end = ending(error)
+    end, output = ending(error), Path(config.output_folder)
     reason = end.reason
     if run is not None and run.is_settled and end.exit_code != StorageError.exit_code:
         try:
@@ -259,7 +276,7 @@ def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, out
         except Exception as second:  # noqa: BLE001  whatever goes wrong now, the first error is the one to tell
             reason += f" (and the last step could not be saved: {second})"
     with contextlib.suppress(StorageError):  # the disk may be what failed; what can still be written, is
-        recorder.status(end.state, exit_code=end.exit_code, reason=reason, **_continuation(output))
+        recorder.status(end.state, exit_code=end.exit_code, reason=reason, **_continuation(output, config))
     with contextlib.suppress(StorageError):
         recorder.event(end.state, exit_code=end.exit_code, reason=reason)
     if isinstance(error, RewardError) and error.evidence:
@@ -267,13 +284,11 @@ def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, out
             replace_file(output / "reward_error.json", json_bytes(error.evidence))
 
 
-def _continuation(output: Path) -> dict[str, object]:
-    whole = checkpoints(output / "checkpoints")
+def _continuation(output: Path, config: RunConfig) -> dict[str, object]:
+    """The last good checkpoint and the command that goes on from it; neither where there is none."""
+    whole = [folder for folder in checkpoints(output / "checkpoints") if is_whole(folder)]
     if not whole:
         return {"checkpoint": None, "continue_with": None}
-    return {
-        "checkpoint": str(whole[-1].relative_to(output)),
-        "continue_with": shlex.join(
-            ["vgpo-lite", "train", "--recipe", str(output / "config.yaml"), "--output", str(output), "--resume", "auto"]
-        ),
-    }
+    words = ["vgpo-lite", "train", "--recipe", str(output / "config.yaml"), "--output", str(output), "--resume", "auto"]
+    trust = ["--set", "trust_remote_code=true"] if config.trust_remote_code else []  # no recipe may say it
+    return {"checkpoint": str(whole[-1].relative_to(output)), "continue_with": shlex.join([*words, *trust])}

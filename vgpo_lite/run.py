@@ -29,9 +29,11 @@ from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
+    from torch import Tensor
 
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Accuracy, Listener, Prompt, StepReport
@@ -76,7 +78,8 @@ class Progress:
 class Run:
     """A run in the making: what it works with, where it stands and where it writes.
 
-    While an optimizer moves the adapters they belong to no step: `is_settled` is then False, and nothing is saved.
+    While an optimizer moves the adapters they belong to no step: `is_settled` is then False, and nothing is saved. The
+    process-wide generators, which a reward function may draw from, are saved as they were at the last step's end.
     """
 
     bench: Workbench
@@ -96,6 +99,7 @@ class Run:
     damaged_rows: set[int] = field(default_factory=set)
     is_checked: bool = False
     is_settled: bool = True
+    generators: Mapping[str, Tensor] = field(default_factory=generator_states)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -186,6 +190,7 @@ class Run:
         if window.updates == 0 and (report.step == 1 or any(step % every == 0 for step in steps)):
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
+        self.generators = generator_states()
         self.is_settled = True  # only now: a step that is saved has its records
         self.listener.stepped(report, self.seconds_left)
         if failed:
@@ -228,7 +233,7 @@ class Run:
                 },
                 adapter=adapter_state(self.bench.policy),
                 optimizer=self.optimizer.state_dict(),
-                generators=generator_states(),
+                generators=self.generators,
                 pending={} if self.pending is None else window_tensors(self.pending),
             ),
             keep=self.config.checkpoint.keep,
@@ -241,6 +246,7 @@ class Run:
         """Measure once before the first step of a run, and keep the result where a resumed run finds it."""
         if self.progress.step == 0 and self.progress.before is None:
             self.progress.before = self.measure("before")
+            self.generators = generator_states()
             self.save()
 
     def measure(self, name: str) -> Accuracy | None:

@@ -157,6 +157,12 @@ RECIPES = _cases(
             "reward.functions has the tag !secret",
             _recipe("reward:\n  functions:\n    accuracy: !secret 1"),
         ),
+        (
+            "trust that nobody typed",
+            2,
+            ("trust_remote_code is true (my.yaml, line 1)", "--set"),
+            _recipe("trust_remote_code: true"),
+        ),
         ("a bomb of aliases", 2, ("9 things", "a is not a setting"), _recipe(BOMB)),
         ("an alias of itself", 2, "focus.focus is not a setting", _recipe("focus: &f\n  focus: *f")),
         ("deep nesting", 2, "nested too deeply", _recipe("seed: " + "[" * 5_000)),

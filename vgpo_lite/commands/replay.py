@@ -48,11 +48,16 @@ def replay(
       vgpo-lite replay runs/tiny-shapes --step 12 --set advantage=grpo
     """
     from vgpo_lite.commands.targets import existing_folder
+    from vgpo_lite.config.load import resolve
+    from vgpo_lite.models.backends import import_backend
 
     folder = existing_folder(run)
     if step is None:
         _list(folder, as_json=as_json)
         return
+    if (folder / "config.yaml").is_file():
+        config = resolve(recipe=folder, flags={})
+        import_backend(config.backend, device=config.device)
     from vgpo_lite.commands.display import watching
     from vgpo_lite.replay import replay_step
 

@@ -24,6 +24,8 @@ __all__ = ["check_recipe", "load_config", "resolve", "with_overrides", "write_co
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name, as the hub writes it."""
 
+TRUST = "trust_remote_code"
+
 IDENTITY: Mapping[str, frozenset[str]] = {
     "model": frozenset({"model_id", "revision"}),
     "dataset": frozenset(
@@ -112,9 +114,10 @@ def resolve(
     for key, identity in IDENTITY.items():
         if run.values.get(key, _chosen(key, above)) != _chosen(key, above):
             run = run.without(identity)
-    layers = [*presets, _named_layer(gpu, "gpus"), run, set_layer, flag_layer]
+    recipes, typed = [*presets, _named_layer(gpu, "gpus"), run], [set_layer, flag_layer]
+    layers = [*recipes, *typed]
     values, sources = _merged(layers)
-    problems = [problem for layer in layers for problem in layer.problems]
+    problems = [*(problem for layer in layers for problem in layer.problems), *_untyped_trust(recipes, typed)]
     config = _validated(values, sources, problems)
     return config.with_sources(sources)
 
@@ -141,9 +144,22 @@ def check_recipe(path: Path, name: str) -> None:
         ConfigError: Anything in it is wrong; the message names all of it.
     """
     layer = read_recipe(path, name)
-    presets = [_preset(key, [layer]) for key in IDENTITY]
-    values, sources = _merged([*presets, layer])
-    _validated(values, sources, [problem for each in (*presets, layer) for problem in each.problems])
+    layers = [*(_preset(key, [layer]) for key in IDENTITY), layer]
+    values, sources = _merged(layers)
+    problems = [*(problem for each in layers for problem in each.problems), *_untyped_trust(layers, [])]
+    _validated(values, sources, problems)
+
+
+def _untyped_trust(recipes: Sequence[Layer], typed: Sequence[Layer]) -> list[Problem]:
+    """A recipe, which may come from anybody, does not let a repository's code run here: whoever runs it must."""
+    if any(TRUST in layer.values for layer in typed):
+        return []
+    expected = f"it typed, as --set {TRUST}=true: no recipe lets the code of a model's repository run"
+    return [
+        Problem(text=f"{TRUST} is true", source=layer.sources[TRUST], expected=expected)
+        for layer in recipes
+        if layer.values.get(TRUST) is True
+    ]
 
 
 def _named_layer(name: str | PurePath | None, kind: str) -> Layer:

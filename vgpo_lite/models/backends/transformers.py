@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
-from vgpo_lite.errors import HardwareError, ModelError
+from vgpo_lite.errors import HardwareError, ModelError, is_out_of_memory
 from vgpo_lite.models.quantization import nf4_settings, widen
 
 if TYPE_CHECKING:
@@ -37,12 +36,12 @@ class TransformersBackend:
                 trust_remote_code=request.trust_remote_code,
                 output_loading_info=True,
             )
-        except torch.OutOfMemoryError as error:
-            raise HardwareError(
-                f"{files.model_id} does not fit into the memory of {request.device}. Choose a smaller model, or "
-                "quantization=nf4."
-            ) from error
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (SafetensorError, RuntimeError, OSError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise HardwareError(
+                    f"{files.model_id} does not fit into the memory of {request.device}. Choose a smaller model, or "
+                    "quantization=nf4."
+                ) from error
             raise ModelError(f"{files.model_id}: the weights in {files.folder} cannot be read: {error}") from error
         model, report = loaded
         absent = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
