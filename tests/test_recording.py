@@ -15,7 +15,7 @@ from tests.test_windows import scored_of
 from vgpo_lite.data_types import StepReport
 from vgpo_lite.errors import ConfigError, InterruptedRunError, StorageError
 from vgpo_lite.interruption import StopFlag
-from vgpo_lite.recording import RunLock, RunRecorder, forget_after
+from vgpo_lite.recording import RunLock, RunRecorder, forget_after, recorded_values
 from vgpo_lite.storage import discard_folder, replace_file, storage_errors
 
 
@@ -116,3 +116,12 @@ def test_the_second_signal_leaves_at_once() -> None:
     program += "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM); print('still here')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "")
+
+
+def test_a_metric_is_read_back_step_by_step(tmp_path: Path) -> None:
+    assert recorded_values(tmp_path, "time/step_seconds") == []
+    recorder = RunRecorder(tmp_path)
+    for step, seconds in ((1, 2.5), (2, math.nan), (3, 3.5)):
+        recorder.step(StepReport(step=step, metrics={"time/step_seconds": seconds}))
+    recorder.close()
+    assert recorded_values(tmp_path, "time/step_seconds") == [2.5, 3.5]

@@ -14,17 +14,8 @@ from vgpo_lite.datasets import open_rows, refuse_if_too_bad
 from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
 from vgpo_lite.memory import cpu_threads, enforce_limit, memory_limit
-from vgpo_lite.models import load_policy
-from vgpo_lite.models.loading import chosen_device
-from vgpo_lite.planning import (
-    CONTEXT_BYTES,
-    Job,
-    PromptSize,
-    architecture_of,
-    fitted,
-    preset_architectures,
-    wanted_limit,
-)
+from vgpo_lite.models import chosen_device, load_policy, model_files, processor_alone
+from vgpo_lite.planning import CONTEXT_BYTES, Job, architecture_of, fitted, wanted_limit
 from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
 from vgpo_lite.rewards import Grader
 
@@ -36,6 +27,7 @@ if TYPE_CHECKING:
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Backoff, Engine
     from vgpo_lite.models import Policy
+    from vgpo_lite.planning import Architecture
     from vgpo_lite.prompts import Processor
 
 UNGRADABLE = "gold does not grade itself"
@@ -112,7 +104,7 @@ def open_workbench(
         report, gradable = split.report, {}
         for name, rows in (("train", split.train), ("held out", split.held_out)):
             gradable[name], report = gradable_rows(rows, grader, report, config)
-        refuse_what_never_fits(config, trains=purpose == "train")
+        refuse_what_does_not_fit(config, gradable, trains=purpose == "train")
         listener.noted(f"loading {config.model}")
         policy = loaded_policy(config)
         stop.poll()
@@ -120,7 +112,10 @@ def open_workbench(
         for name, rows in gradable.items():
             fitting[name], report = fitting_rows(rows, policy.processor, config, report)
         refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
-        config, memory = _chosen(policy, config, fitting, trains=purpose == "train")
+        model = architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id)
+        config, memory = _chosen(
+            model, policy.processor, config, fitting, device=policy.device, trains=purpose == "train"
+        )
         yield Workbench(
             config=config,
             policy=policy,
@@ -168,33 +163,44 @@ def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: Da
     return _keep(rows, outlines, fitting, report, TOO_LONG, found)
 
 
-def refuse_what_never_fits(config: RunConfig, *, trains: bool) -> None:
-    """Stop before a preset's weights are fetched and loaded where not even the shortest prompt would fit.
+def refuse_what_does_not_fit(config: RunConfig, rows: Mapping[str, Rows], *, trains: bool) -> None:
+    """Stop before weights are fetched and loaded where the run would not fit; nothing is known without a limit.
+
+    Args:
+        config: The settings.
+        rows: Rows that train and that measure, by `train` and `held out`.
+        trains: Whether the run trains.
 
     Raises:
         HardwareError: It would not; the message names settings that would.
     """
-    model = preset_architectures().get(config.model)
     device = chosen_device(config.device)
-    if model is not None:
-        job = Job(model=model, config=config, largest=PromptSize(text_tokens=2), device=device.type, trains=trains)
-        fitted(job, limit_bytes=memory_limit(device, wanted_limit(config)))
+    if memory_limit(device, wanted_limit(config)) is not None:
+        files = model_files(config.model_id or config.model, revision=config.revision, weights=False)
+        model = architecture_of(files.config, files.model_id)
+        _chosen(model, processor_alone(config), config, rows, device=device, trains=trains)
 
 
 def _chosen(
-    policy: Policy, config: RunConfig, rows: Mapping[str, Rows], *, trains: bool
+    model: Architecture,
+    processor: Processor,
+    config: RunConfig,
+    rows: Mapping[str, Rows],
+    *,
+    device: torch.device,
+    trains: bool,
 ) -> tuple[RunConfig, MemoryPlan]:
     """The settings with which the largest prompt of the rows fits, and what the run will then hold."""
     outlines = (outline for part in rows.values() for outline in part.outlines())
     job = Job(
-        model=architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id),
+        model=model,
         config=config,
-        largest=largest_prompt(outlines, policy.processor, config.data),
-        device=policy.device.type,
+        largest=largest_prompt(outlines, processor, config.data),
+        device=device.type,
         eval_rows=len(rows["held out"]),
         trains=trains,
     )
-    return fitted(job, limit_bytes=memory_limit(policy.device, wanted_limit(config)))
+    return fitted(job, limit_bytes=memory_limit(device, wanted_limit(config)))
 
 
 def _keep(

@@ -92,6 +92,11 @@ def play(listener: Listener) -> None:
     listener.finished(SUMMARY)
 
 
+def test_a_run_that_goes_on_tells_how_long_the_rest_should_take():
+    told = dict(words.plan_lines(replace(PLAN, seconds_left=754.0)))
+    assert told["time"] == "about 12:34 left, from the steps before"
+
+
 def test_a_log_gets_plain_lines_and_one_per_step():
     stream = io.StringIO()
     play(PlainListener(stream))

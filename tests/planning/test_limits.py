@@ -10,9 +10,9 @@ import torch
 
 from vgpo_lite.commands.app import app
 from vgpo_lite.config.load import load_config
-from vgpo_lite.errors import HardwareError
+from vgpo_lite.errors import HardwareError, ModelError
 from vgpo_lite.memory import enforce_limit, memory_limit
-from vgpo_lite.preparation import open_workbench, refuse_what_never_fits
+from vgpo_lite.preparation import open_workbench
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -46,13 +46,8 @@ def test_a_cpu_has_no_limit_but_a_written_one(card):
     assert memory_limit(CPU, 5) == 5
 
 
-def test_a_preset_that_can_never_fit_is_refused_before_anything_is_fetched():
-    config = load_config(model="qwen2.5-vl-7b", memory={"gpu_memory": 5.0})
-    with pytest.raises(HardwareError, match=r"may use 5\.00 GB"):
-        refuse_what_never_fits(config, trains=True)
-
-
-def test_a_run_that_does_not_fit_is_refused_once_its_largest_prompt_is_known():
+def test_a_run_that_does_not_fit_is_refused_before_its_weights_are_loaded(monkeypatch):
+    monkeypatch.setattr("vgpo_lite.preparation.load_policy", lambda _: pytest.fail("weights were loaded"))
     config = load_config(memory={"gpu_memory": 0.006}, data={"limit": 40}, eval={"limit": 4})
     with pytest.raises(HardwareError, match=r"tiny needs .* but may use 6\.00 MB"), open_workbench(config):
         pass
@@ -108,3 +103,15 @@ def test_a_data_set_can_be_planned_for():
     code, told, _ = run_plan("-m", "tiny", "-d", "shapes", "--set", "data.limit=20", "--set", "device=cpu")
     assert code == 0
     assert "16 of them of images" in told
+    assert "estimated" not in told
+
+
+def test_where_the_tokenizer_is_not_to_be_had_text_is_estimated_and_that_is_told(monkeypatch):
+    def absent(config):
+        raise ModelError("no such processor")
+
+    monkeypatch.setattr("vgpo_lite.models.loading.processor_alone", absent)
+    monkeypatch.setattr("vgpo_lite.models.processor_alone", absent, raising=False)
+    code, told, _ = run_plan("-m", "qwen2-vl-2b", "-d", "shapes", "--set", "data.limit=20")
+    assert code == 0
+    assert "text estimated at 3 bytes a token" in told

@@ -142,3 +142,26 @@ def test_planning_loads_no_torch_and_takes_no_time():
         "fitted(job, limit_bytes=8 * 10**9); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_largest_prompt_is_the_longest_with_the_most_images():
+    from vgpo_lite.data_types import Outline
+    from vgpo_lite.models import processor_alone
+    from vgpo_lite.prompts import largest_prompt, prompt_lengths
+
+    config = load_config()
+    processor = processor_alone(config)
+    rows = [
+        Outline(sample_id=str(place), question=question, image_sizes=sizes, answer="1")
+        for place, (question, sizes) in enumerate(
+            [
+                ("<image>how many ?", ((112, 112),)),
+                ("<image>" + "how many red circles are there ? " * 9, ((112, 112),)),
+                ("<image><image>how many ?", ((112, 112), (224, 224))),
+            ]
+        )
+    ]
+    lengths = prompt_lengths(rows, processor, config.data)
+    largest = largest_prompt(rows, processor, config.data)
+    assert largest.tokens == max(lengths)
+    assert largest.images == (16, 64)

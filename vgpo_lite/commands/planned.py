@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgpo_lite.planning import PromptSize, architecture_of, preset_architectures, read_json, resized
+from vgpo_lite.errors import ModelError
+from vgpo_lite.planning import PromptSize, architecture_of, preset_architectures, resized
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Outline
     from vgpo_lite.planning import Architecture
@@ -28,14 +30,10 @@ def known_model(config: RunConfig) -> Architecture:
     presets, name = preset_architectures(), config.model_id or config.model
     if config.model in presets:
         return presets[config.model]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return architecture_of(read_json(folder / "config.json"), name)
-    from vgpo_lite.models.hub import TINY, TINY_FOLDER, hub_config
+    from vgpo_lite.models import model_files
 
-    if name == TINY:
-        return architecture_of(read_json(TINY_FOLDER / "config.json"), name)
-    return architecture_of(hub_config(name, revision=config.revision), name)
+    files = model_files(name, revision=config.revision, weights=False)
+    return architecture_of(files.config, files.model_id)
 
 
 def described_size(model: Architecture, *, pixels: int, text_tokens: int | None) -> PromptSize:
@@ -45,24 +43,32 @@ def described_size(model: Architecture, *, pixels: int, text_tokens: int | None)
 
 
 def size_in_data(config: RunConfig, model: Architecture) -> tuple[PromptSize, tuple[str, ...]]:
-    """The largest prompt of a data set, its images' grids counted exactly, its text by its bytes; and notes.
+    """The largest prompt of a data set, and notes: counted as `train` counts it where the model's processor is to be
+    had, otherwise its images' grids exactly and its text by its bytes.
 
     Raises:
         DataError: The data set cannot be had, or too many of its rows cannot be used.
     """
     from vgpo_lite.datasets import open_rows
-    from vgpo_lite.prompts import user_text
+    from vgpo_lite.models import processor_alone
+    from vgpo_lite.prompts import largest_prompt
 
     split = open_rows(config)
-    text, images = 0, ()
-    for rows in (split.train, split.held_out):
-        for outline in rows.outlines():
-            text = max(text, len(user_text(outline.question, config.data).encode()))
-            images = max(images, _image_tokens(outline, config, model), key=sum)
+    outlines = [outline for rows in (split.train, split.held_out) for outline in rows.outlines()]
+    try:
+        return largest_prompt(outlines, processor_alone(config), config.data), split.notes
+    except ModelError as error:
+        note = f"text estimated at {BYTES_PER_TOKEN} bytes a token, as the model's tokenizer is not to be had: {error}"
+        return _estimated(outlines, config, model), (note, *split.notes)
+
+
+def _estimated(outlines: Sequence[Outline], config: RunConfig, model: Architecture) -> PromptSize:
+    from vgpo_lite.prompts import user_text
+
+    text = max((len(user_text(outline.question, config.data).encode()) for outline in outlines), default=0)
+    images = max((_image_tokens(outline, config, model) for outline in outlines), key=sum, default=())
     tokens = FRAME_TOKENS + -(-text // BYTES_PER_TOKEN)
-    tokens = min(tokens, max(config.data.max_prompt_length - sum(images), 0))
-    note = f"text estimated at {BYTES_PER_TOKEN} bytes a token; `train` counts it with the model's tokenizer"
-    return PromptSize(text_tokens=tokens, images=images), (note, *split.notes)
+    return PromptSize(text_tokens=min(tokens, max(config.data.max_prompt_length - sum(images), 0)), images=images)
 
 
 def _image_tokens(outline: Outline, config: RunConfig, model: Architecture) -> tuple[int, ...]:

@@ -10,11 +10,13 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vgpo_lite.models.hub import model_files as model_files
+    from vgpo_lite.models.loading import chosen_device as chosen_device
     from vgpo_lite.models.loading import load_policy as load_policy
     from vgpo_lite.models.loading import processor_alone as processor_alone
     from vgpo_lite.models.policy import Policy as Policy
 
-__all__ = ["Policy", "load_policy", "processor_alone"]
+__all__ = ["Policy", "chosen_device", "load_policy", "model_files", "processor_alone"]
 
 # On a CPU bitsandbytes looks for a package of kernels, logs that it is not there, and carries on without. transformers
 # logs in which format it dequantizes, which a merge decides and reports itself.
@@ -23,7 +25,9 @@ for _name in ("bitsandbytes.backends.cpu.ops", "transformers.integrations.bitsan
 
 _HOMES = {
     "Policy": "vgpo_lite.models.policy",
+    "chosen_device": "vgpo_lite.models.loading",
     "load_policy": "vgpo_lite.models.loading",
+    "model_files": "vgpo_lite.models.hub",
     "processor_alone": "vgpo_lite.models.loading",
 }
 

@@ -162,26 +162,6 @@ def read_config(path: Path, model_id: str) -> Mapping[str, Any]:
     return config
 
 
-def hub_config(name: str, *, revision: str | None = None) -> Mapping[str, Any]:
-    """A model's config.json alone, from the hub or what an earlier run fetched.
-
-    Raises:
-        ModelError: There is no such model, the hub refuses or cannot be reached, or it is no model this project trains.
-    """
-    if "/" not in name:
-        raise _no_such(name)
-    try:
-        return read_config(Path(hf_hub_download(name, "config.json", revision=revision)), name)
-    except HFValidationError as error:
-        raise _no_such(name) from error
-    except HfHubHTTPError as error:
-        raise _refusal(name, revision, error) from error
-    except (*_UNREACHABLE, LocalEntryNotFoundError) as error:
-        raise ModelError(
-            f"the config.json of {name} is not on this disk and {constants.ENDPOINT} cannot be reached: {error}"
-        ) from error
-
-
 def _check_files(model_id: str, names: Sequence[str]) -> None:
     """Raise a ModelError unless there are weights in safetensors."""
     if any(name.endswith(".safetensors") for name in names):
