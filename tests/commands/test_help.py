@@ -20,6 +20,7 @@ PATHS = [
     "chat",
     "doctor",
     "recipe",
+    "compare",
     "report",
     "recipe list",
     "recipe show",

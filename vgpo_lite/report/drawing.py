@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from vgpo_lite.data_types import Accuracy
     from vgpo_lite.report.charts import Chart
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#8c6d31")
@@ -32,6 +31,7 @@ _VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
 _SIZE_INCHES = (6.4, 3.4)
 _PNG_DOTS_PER_INCH = 125
 _MARGINS = {"left": 0.125, "right": 0.985, "top": 0.9, "bottom": 0.155}  # a layout engine takes as long as the drawing
+_DASHES = (0, (5, 2))
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vgpo-lite",
@@ -62,7 +62,8 @@ class Line:
         values: One per step, in the axis's unit; nan where there is none.
         low: Lower edge of a band around the values; empty: none is drawn, the values are dots with a running median.
         high: Upper edge of it.
-        is_dashed: Whether the line is dashed: the second curve of a run, where colours tell runs apart.
+        style: What being solid, or dashed, stands for, where colours tell runs apart; None: nothing.
+        is_dashed: Whether the line is dashed.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Line:
     values: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    style: str | None = None
     is_dashed: bool = False
 
 
@@ -81,13 +83,17 @@ class Measured:
     Attributes:
         label: What the legend says; None: nothing.
         step: Where it stands: 0 before, the last step after.
-        accuracy: The share with its interval.
+        share: Right answers over all, in [0, 1].
+        low: Lower end of its interval.
+        high: Upper end of it.
         colour: Place in `COLOURS`.
     """
 
     label: str | None
     step: float
-    accuracy: Accuracy
+    share: float
+    low: float
+    high: float
     colour: int
 
 
@@ -107,7 +113,12 @@ class Picture:
 
 
 def draw(
-    chart: Chart, lines: Sequence[Line], *, measured: Sequence[Measured] = (), limit: float | None = None
+    chart: Chart,
+    lines: Sequence[Line],
+    *,
+    measured: Sequence[Measured] = (),
+    limit: float | None = None,
+    has_dots: bool = True,
 ) -> Picture:
     """Draw one chart.
 
@@ -116,13 +127,14 @@ def draw(
         lines: Its curves.
         measured: Held-out accuracies to show with their intervals.
         limit: Height of a dashed line; None: none.
+        has_dots: Whether single steps are drawn behind the running median.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE_INCHES)
         figure.subplots_adjust(**_MARGINS)
         axes = figure.subplots()
         for line in lines:
-            _draw_line(axes, line)
+            _draw_line(axes, line, has_dots=has_dots)
         for each in measured:
             _draw_measured(axes, each)
         if limit is not None:
@@ -138,9 +150,9 @@ def draw(
     return Picture(chart=chart, png=png.getvalue(), svg=_inline(svg.getvalue()))
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: Line, *, has_dots: bool) -> None:
     steps, values = np.asarray(line.steps), np.asarray(line.values, dtype=np.float64)
-    colour, dashes = COLOURS[line.colour % len(COLOURS)], (0, (5, 2)) if line.is_dashed else "-"
+    colour, dashes = COLOURS[line.colour % len(COLOURS)], _DASHES if line.is_dashed else "-"
     places = drawn_places(len(steps))
     if len(line.low):
         low, high = np.asarray(line.low), np.asarray(line.high)
@@ -149,17 +161,16 @@ def _draw_line(axes: Axes, line: Line) -> None:
         return
     alone = np.count_nonzero(~np.isnan(values)) == 1
     opacity = 1.0 if alone else 0.35
-    axes.plot(steps[places], values[places], ".", color=colour, alpha=opacity, markersize=7, markeredgewidth=0)
+    if has_dots or alone:
+        axes.plot(steps[places], values[places], ".", color=colour, alpha=opacity, markersize=7, markeredgewidth=0)
     axes.plot(steps[places], running_median(values)[places], color=colour, linewidth=1.8, linestyle=dashes)
 
 
 def _draw_measured(axes: Axes, each: Measured) -> None:
-    share = 100 * each.accuracy.share
-    low, high = 100 * each.accuracy.low, 100 * each.accuracy.high
     axes.errorbar(
         [each.step],
-        [share],
-        yerr=[[max(0.0, share - low)], [max(0.0, high - share)]],
+        [100 * each.share],
+        yerr=[[max(0.0, 100 * (each.share - each.low))], [max(0.0, 100 * (each.high - each.share))]],
         color=COLOURS[each.colour % len(COLOURS)],
         marker="D",
         markersize=5,
@@ -187,8 +198,11 @@ def _add_legend(axes: Axes, lines: Sequence[Line], measured: Sequence[Measured])
     """A legend where there is more than one label; set as text afterwards, so that any name can be a label."""
     keys: dict[str, Line2D] = {}
     for line in lines:
-        dashes = (0, (5, 2)) if line.is_dashed else "-"
+        dashes = _DASHES if line.is_dashed and line.style is None else "-"
         keys.setdefault(line.label, Line2D([], [], color=COLOURS[line.colour % len(COLOURS)], linestyle=dashes))
+    for line in lines:
+        if line.style is not None:
+            keys.setdefault(line.style, Line2D([], [], color=INK, linestyle=_DASHES if line.is_dashed else "-"))
     for each in measured:
         if each.label is not None:
             colour = COLOURS[each.colour % len(COLOURS)]

@@ -125,7 +125,14 @@ def _picture(chart: Chart, run: RunRecord) -> Picture:
     if chart.accuracies:
         places: Mapping[str, int] = {"before": 0, "after": run.steps[-1] if run.steps else 1}
         measured = [
-            Measured(label="held out", step=places[name], accuracy=accuracy, colour=1)
+            Measured(
+                label="held out",
+                step=places[name],
+                share=accuracy.share,
+                low=accuracy.low,
+                high=accuracy.high,
+                colour=1,
+            )
             for name, accuracy in run.accuracies.items()
             if name in places
         ]

@@ -1,0 +1,133 @@
+"""Runs side by side: grouped by what differs beside the seed, with intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import Outcome
+from tests.commands.conftest import cli as cli  # a fixture
+from tests.report.runs import BEFORE, make_run, recorded
+from tests.report.test_report import Page
+from vgpo_lite.report.charts import charts_of
+from vgpo_lite.report.comparing import write_comparison
+from vgpo_lite.report.records import read_run
+from vgpo_lite.report.seeds import _T_95, curves_over_seeds, grouped, over_seeds
+from vgpo_lite.report.smoothing import running_median
+
+RIGHT = {"vgpo": (15, 16, 19), "grpo": (10, 12, 12)}
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> list[Path]:
+    """Three seeds of two methods; seeds differ in their output folder and their checkpoints too."""
+    return [
+        make_run(
+            tmp_path / f"{method}-{seed}",
+            advantage=method,
+            seed=seed,
+            checkpoint={"every": 5 + seed},
+            accuracies={"before": BEFORE, "after": {"right": right, "total": 20, "low": 0.1, "high": 0.9}},
+            changes={2: {"completions/mean_length": 20.0 + seed}},
+        )
+        for method, rights in RIGHT.items()
+        for seed, right in enumerate(rights)
+    ]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group_named_by_what_differs(six: list[Path]) -> None:
+    groups = grouped([read_run(folder) for folder in six])
+    assert [(group.label, len(group.runs)) for group in groups] == [("advantage vgpo", 3), ("advantage grpo", 3)]
+
+
+def test_labels_fall_back_on_names_where_settings_say_too_much_or_nothing(tmp_path: Path) -> None:
+    many = make_run(tmp_path / "many", learning_rate=1e-3, loss="grpo", num_generations=4, temperature=0.9)
+    bare = make_run(tmp_path / "bare")
+    (bare / "config.yaml").unlink()
+    runs = [read_run(folder) for folder in (make_run(tmp_path / "plain"), many, bare, make_run(tmp_path / "again"))]
+    assert [group.label for group in grouped(runs)] == ["plain, again", "many", "bare"]
+
+
+def test_the_table_has_the_median_and_the_t_interval_of_the_seeds(
+    six: list[Path], tmp_path: Path, one_chart: None
+) -> None:
+    titles, vgpo, grpo = write_comparison(six, tmp_path / "all.html")
+    told = dict(zip(titles, vgpo, strict=True))
+    shares = [right / 20 for right in RIGHT["vgpo"]]
+    # mean 83.33 %, standard deviation 10.41 points, so 4.303 x 10.41 / sqrt(3) = 25.86 points either way
+    half = 4.303 * statistics.stdev(shares) / math.sqrt(3)
+    assert half == pytest.approx(0.2586, abs=1e-4)
+    assert told["after, %"] == "80.0 [57.5 to 100.0]"
+    assert told["before, %"] == "40.0 [40.0 to 40.0]"
+    assert told["change, points"] == f"+40.0 [{100 * (0.8333 - half - 0.4):+.1f} to {100 * (0.8333 + half - 0.4):+.1f}]"
+    assert (told["seeds"], told["steps"], told["time"]) == ("3", "6", "30.0 s")
+    rows = Page((tmp_path / "all.html").read_text()).rows
+    assert rows[:3] == [list(titles), list(vgpo), list(grpo)]
+    assert ["advantage", "vgpo", "grpo"] in rows
+    assert [path.name for path in (tmp_path / "all-plots").iterdir()] == ["reward.png"]
+
+
+def test_a_single_run_has_the_interval_of_its_answers_and_no_other(tmp_path: Path, one_chart: None) -> None:
+    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=3, accuracies={}, advantage="grpo")]
+    titles, first, second = write_comparison(folders, tmp_path / "page.html")
+    told = dict(zip(titles, first, strict=True))
+    assert told["after, %"] == "75.0 [53.1 to 88.8]"
+    assert told["change, points"] == "+35.0"
+    assert dict(zip(titles, second, strict=True))["after, %"] == "-"
+    assert second[2] == "3"
+
+
+def test_quantiles_of_student_s_t_are_those_of_its_density() -> None:
+    for freedom in (1, 2, 5, 30):
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+        place = np.linspace(0, _T_95[freedom - 1], 200_001)
+        density = scale * (1 + place**2 / freedom) ** (-(freedom + 1) / 2)
+        assert 2 * np.trapezoid(density, place) == pytest.approx(0.95, abs=1e-4)
+    assert len(_T_95) == 30
+    assert over_seeds([math.nan]) is None
+
+
+def test_curves_of_seeds_stand_on_their_own_steps(tmp_path: Path) -> None:
+    short, long = make_run(tmp_path / "short", steps=2, seed=1), make_run(tmp_path / "long", steps=4, seed=2)
+    (group,) = grouped([read_run(short), read_run(long)])
+    steps, curves = curves_over_seeds(group, "reward/mean")
+    assert steps == (1, 2, 3, 4)
+    assert np.isnan(curves[0, 2:]).all()
+    assert curves[1].tolist() == running_median(recorded(long, "reward/mean")).tolist()
+
+
+def test_every_chart_is_drawn_for_groups_and_single_runs_together(six: list[Path], tmp_path: Path) -> None:
+    other = make_run(tmp_path / "<i>$x$_other", steps=1, loss="grpo", accuracies={})
+    write_comparison([*six[:3], other], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert page.tags.count("svg") == len(list((tmp_path / "page-plots").glob("*.png"))) == 10
+    assert not {"script", "img", "i"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+
+
+@pytest.fixture
+def one_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the first chart alone: these tests are about words."""
+    monkeypatch.setattr("vgpo_lite.report.comparing.charts_of", lambda runs: charts_of(runs)[:1])
+
+
+def test_the_command_prints_the_table_and_names_what_is_wrong(
+    cli: Callable[..., Outcome], six: list[Path], one_chart: None
+) -> None:
+    shown = cli("compare", *(folder.name for folder in six), "-o", "seeds.html")
+    assert shown.code == 0, shown.err
+    assert "95 % interval of their mean by Student's t" in shown.out
+    assert shown.out.splitlines()[1].startswith("advantage vgpo  3")
+    assert shown.out.endswith("seeds.html written, pictures in seeds-plots\n")
+    alone = cli("compare", "vgpo-0")
+    assert (alone.code, "one run cannot be compared" in alone.err) == (2, True)
+    twice = cli("compare", "vgpo-0", "./vgpo-0")
+    assert (twice.code, "is named twice" in twice.err) == (2, True)
+    gone = cli("compare", "vgpo-0", "vgpo-9")
+    assert (gone.code, "there is no folder vgpo-9" in gone.err) == (2, True)
