@@ -9,12 +9,13 @@ DEFINITION := pyproject.toml constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test check fix docs types imports pytest install clean
+.PHONY: help demo test check fix docs types imports pytest torture install clean
 
 help:
 	@echo "make demo     build $(VENV), install everything, train the built-in model on the built-in shapes"
 	@echo "make test     every check: format, lint, types, import rules, tests"
 	@echo "make check    the same without the tests"
+	@echo "make torture  kill a training sixty times with kill -9 and compare what comes out (half an hour)"
 	@echo "make fix      format, and mend what the linter can mend"
 	@echo "make docs     write docs/settings.md and the tables of measured results anew"
 	@echo "make clean    remove $(VENV) and caches"
@@ -34,6 +35,9 @@ check: $(VENV)/.installed-dev
 # One thread a test process: the tests' tensors are small, and threads that wait for each other cost more than they bring.
 pytest: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
+
+torture: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

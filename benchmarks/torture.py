@@ -58,7 +58,7 @@ PATIENCE_SECONDS = 900.0
 VISIBLE = re.compile(r"step-\d{6}")
 IN_WORK = re.compile(r"\.(tmp|trash)-.+|\..+\.\d+\.tmp|\.lock")
 OF_A_RUN = {"adapter", "checkpoints", "completions", "config.yaml", "events.jsonl", "journal", "metrics.jsonl"} | {
-    "README.md", "status.json"
+    "README.md", "plots", "report.html", "status.json"
 }  # fmt: skip
 UNEQUAL = ("time/", "memory/", "invariants/")
 """Metrics that differ between equal runs: times, and what the first step of every process checks."""

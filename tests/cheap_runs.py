@@ -6,6 +6,8 @@ A run gets the adapters as they were born, a stop flag and an engine of its own;
 from __future__ import annotations
 
 import contextlib
+import resource
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +104,19 @@ class Lent:
             self.poll.stop = stop
             engine = make_engine(policy, config, on_backoff=on_backoff)
             yield replace(self.bench, config=config, stop=stop, engine=engine, grader=self.grader)
+
+
+@contextlib.contextmanager
+def small_disk(bytes_per_file: int = 20_000) -> Iterator[None]:
+    """A disk that really refuses: no file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,9 @@ from benchmarks.torture import differences, faults_in, killed, start
 from tests.cheap_runs import lent, small_settings
 
 AT_SITES = (
-    "checkpoint.between_files=kill@15",
     "checkpoint.before_rename=kill@3",
     "folder.before_delete=kill@1",
     "file.before_rename=kill@9",
-    "decode.step=kill@11",
     "optimizer.after_step=kill@3",
 )
 AIMS = ("decoding", "update", "saving")

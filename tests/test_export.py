@@ -14,12 +14,14 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
 
+from tests.cheap_runs import small_disk
 from tests.hub.data import picture
 from tests.hub.models import QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
 from vgpo_lite.config.schema import LoraSettings, RunConfig
-from vgpo_lite.errors import CheckpointError, ConfigError, HardwareError, MergeError
+from vgpo_lite.errors import CheckpointError, ConfigError, HardwareError, MergeError, StorageError
 from vgpo_lite.export import merge
 from vgpo_lite.export.sources import workplace
+from vgpo_lite.failpoints import armed
 from vgpo_lite.models import load_policy
 from vgpo_lite.models.agreement import agreement
 from vgpo_lite.models.lora import save_adapter
@@ -324,6 +326,24 @@ def test_an_adapter_that_cannot_be_kept_whole_is_refused_and_nothing_is_left(
     with pytest.raises(CheckpointError if how == "nameless" else MergeError, match=told):
         merge(adapter, tmp_path / "merged", dtype="float32")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_disk_that_refuses_a_merge_is_told_and_nothing_is_left_and_the_next_merge_sweeps_what_a_kill_left(
+    trained, tmp_path: Path
+) -> None:
+    _, adapter = trained(size=LARGE, model=QWEN2_VL)
+    for site in ("export.before_files", "export.before_rename"):
+        with armed(f"{site}=raise:OSError:28"), pytest.raises(StorageError, match="No space left") as caught:
+            merge(adapter, tmp_path / "merged", dtype="float32", verify=False)
+        assert caught.value.exit_code == 6
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    with small_disk(), pytest.raises(StorageError, match="File too large"):
+        merge(adapter, tmp_path / "merged", dtype="float32", verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    (tmp_path / ".merged.77.tmp").mkdir()
+    (tmp_path / ".merged.77.tmp" / "tmpabc.safetensors").write_bytes(b"as large as the real one")
+    merge(adapter, tmp_path / "merged", dtype="float32", verify=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 
 def test_a_run_that_learned_nothing_or_is_not_finished_is_refused(trained, tmp_path: Path) -> None:

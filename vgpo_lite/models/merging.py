@@ -195,9 +195,15 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, *, chec
         dtype: The format its weights are in.
         checkpoint_names: Call the weights what the checkpoint calls them, which older programs know too. transformers
             cannot for a checkpoint stored in 4 bits; the weights then have the names of today's modules.
+
+    Raises:
+        OSError: The disk refuses.
     """
     model.config.dtype = dtype
-    model.save_pretrained(str(folder), max_shard_size="5GB", save_original_format=checkpoint_names)
+    try:
+        model.save_pretrained(str(folder), max_shard_size="5GB", save_original_format=checkpoint_names)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def reload(folder: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
