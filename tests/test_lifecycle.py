@@ -107,6 +107,8 @@ ENDINGS = {
     "storage": (StorageError("the disk is full"), 6, "failed", "full"),
     "no space": (OSError(errno.ENOSPC, "No space left on device", "/x"), 6, "failed", "No space left on device (/x)"),
     "read only": (OSError(errno.EROFS, "Read-only file system"), 6, "failed", "Read-only"),
+    "not writable": (PermissionError(errno.EACCES, "Permission denied", "/z"), 6, "failed", "Permission denied (/z)"),
+    "null byte": (ValueError("embedded null byte"), 2, "failed", "a path holds a null byte"),
     "ctrl-c": (KeyboardInterrupt(), 130, "interrupted", "stopped"),
     "sigint": (InterruptedRunError(signal.SIGINT), 130, "interrupted", "signal 2"),
     "sigterm": (InterruptedRunError(signal.SIGTERM), 143, "interrupted", "signal 15"),

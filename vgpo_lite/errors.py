@@ -105,8 +105,11 @@ class InterruptedRunError(VgpoLiteError):
         self.exit_code = 128 + signal_number
 
 
-STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-"""What the system says when a disk is full, over quota, read-only or broken."""
+STORAGE_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+    | {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+)
+"""What the system says when a disk is full, over quota, read-only or broken, or a path is none that it can write."""
 
 UNFORESEEN_EXIT_CODE = 1
 SIGPIPE_EXIT_CODE = 128 + signal.SIGPIPE
@@ -151,8 +154,12 @@ def ending(error: BaseException) -> Ending:
         return Ending(state="failed", exit_code=HardwareError.exit_code, reason=reason)
     if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
         place = f" ({error.filename})" if error.filename else ""
-        reason = f"{error.strerror}{place}. Free space, or choose another --output."
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"{error.strerror}{place}. {'Free space, or choose' if full else 'Choose'} another place."
         return Ending(state="failed", exit_code=StorageError.exit_code, reason=reason)
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # what Python makes of such a path
+        reason = "a path holds a null byte, which no path may. Choose another."
+        return Ending(state="failed", exit_code=ConfigError.exit_code, reason=reason)
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else UNFORESEEN_EXIT_CODE
     return Ending(state="crashed", exit_code=code, reason=f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS])
 

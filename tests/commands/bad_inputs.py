@@ -65,6 +65,16 @@ def _file_for_output(folder: Path) -> Sequence[str]:
     return ("train", "-o", "notes.txt/run")
 
 
+def _copy_into_a_file(folder: Path) -> Sequence[str]:
+    (folder / "notes.txt").write_text("mine")
+    return ("recipe", "copy", "vgpo", "notes.txt/my.yaml")
+
+
+def _no_checkpoint(folder: Path) -> Sequence[str]:
+    (folder / "empty").mkdir()
+    return ("train", "--resume", "empty")
+
+
 COMMAND_LINES = _cases(
     "command line",
     [

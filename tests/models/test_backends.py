@@ -84,7 +84,8 @@ def test_every_argument_we_give_unsloth_is_one_it_takes() -> None:
 def test_an_argument_that_unsloth_renames_is_found(tmp_path: Path) -> None:
     renamed = tmp_path / "loader.py"
     renamed.write_text(
-        "class FastModel:\n    @staticmethod\n    def from_pretrained(model_name, *, load_in_nf4=False, **kwargs): ...\n"
+        "class FastModel:\n    @staticmethod\n"
+        "    def from_pretrained(model_name, *, load_in_nf4=False, **kwargs): ...\n"
         "class FastVisionModel(FastModel): ...\n"
     )
     taken = _parameters_of_method(renamed, "FastVisionModel", "from_pretrained")

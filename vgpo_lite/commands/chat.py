@@ -66,10 +66,13 @@ def own_sample(question: str, paths: list[Path]) -> Sample:
         DataError: A picture cannot be used, or the marks in the question do not match the pictures.
     """
     from vgpo_lite.data_types import Sample
+    from vgpo_lite.datasets.columns import is_unicode
     from vgpo_lite.datasets.images import decode_image
     from vgpo_lite.datasets.marks import place_marks
     from vgpo_lite.datasets.refusals import RefusalError
 
+    if not is_unicode(question):
+        raise DataError(f"the question cannot be asked: {question[:80]!r} holds half a character (a lone surrogate)")
     images = []
     for path in paths:
         try:

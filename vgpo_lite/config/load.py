@@ -26,6 +26,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 TRUST = "trust_remote_code"
 
+LONGEST_NAME = 200
+"""Characters of a name that a message shows."""
+
 IDENTITY: Mapping[str, frozenset[str]] = {
     "model": frozenset({"model_id", "revision"}),
     "dataset": frozenset(
@@ -191,7 +194,8 @@ def _preset(key: str, layers: Sequence[Layer]) -> Layer:
         f"{', '.join(recipe_names(kind))}, a hub id (owner/name) or a local {'folder' if key == 'model' else 'path'}"
     )
     near = nearest(name, recipe_names(kind)) or nearest(PurePath(name).as_posix(), paths_beside(name))
-    problem = Problem(text=f"there is no {noun} {name}", source=source, expected=expected, near=near)
+    told = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}... ({len(name):,} characters)"
+    problem = Problem(text=f"there is no {noun} {told}", source=source, expected=expected, near=near)
     return Layer(problems=(problem,))
 
 
