@@ -12,6 +12,9 @@ import pytest
 from tests.commands.conftest import Outcome
 from tests.datasets.pictures import png
 from tests.datasets.test_open import GOOD, address, write
+from tests.hub.data import GEOMETRY3K, write_dataset
+from tests.hub.models import QWEN2_VL, write_model
+from tests.hub.server import HubServer
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_check import DataCheck, check_data
 
@@ -122,3 +125,20 @@ def test_what_cannot_be_checked_is_told_with_its_exit_code(
     shown = cli("data", "check", *arguments)
     assert (shown.code, told in shown.err) == (code, True), shown.err
     assert "Traceback" not in shown.err
+
+
+def test_a_preset_of_the_hub_is_checked_with_its_models_processor_and_no_weights_are_fetched(
+    cli: Callable[..., Outcome], hub: HubServer, tmp_path: Path
+) -> None:
+    hub.publish("models", QWEN2_VL, write_model(tmp_path / "model", QWEN2_VL))
+    commit = hub.publish("datasets", GEOMETRY3K, write_dataset(tmp_path / "set", GEOMETRY3K, rows=12))
+    fetched = len(hub.downloads)
+    shown = cli("data", "check", "geo3k", "--model", "qwen2-vl-2b", "--json")
+    told = json.loads(shown.out)
+    assert shown.code == 0
+    assert told["notes"][0] == f"data: {GEOMETRY3K} at commit {commit}"
+    assert told["columns"] == {"images": "image", "problem": "question", "answer": "answer"}
+    assert told["rows"] == {"train": 12, "held_out": 12, "left_out": 0}
+    assert told["statistics"]["image tokens per prompt"]["max"] == 4  # 56 x 56 pixels, 28 x 28 to a token
+    assert "<|vision_start|>[4 image tokens]<|vision_end|>" in told["prompts"][0]["text"]
+    assert not [name for name in hub.downloads[fetched:] if str(name).endswith(".safetensors")]
