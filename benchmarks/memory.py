@@ -397,6 +397,10 @@ def main() -> None:
         write(rows)
 
 
+def _measured(row: dict[str, Any]) -> int:
+    return row["measured_bytes"]
+
+
 def write(rows: list[dict[str, Any]]) -> None:
     """The result, with the largest error of all shapes, of those held out, and of each run's peak."""
     worst = {
@@ -405,6 +409,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     }
     claims = [claim(f"largest error, {name}", value, "<=", TARGET, "share") for name, value in worst.items()]
     claims.append(claim("largest underestimate, all shapes", max(-row["error"] for row in rows), "<=", 0.03, "share"))
+    peaks = [max(rows[start : start + len(PHASES)], key=_measured) for start in range(0, len(rows), len(PHASES))]
+    beyond = max(abs(row["error_beyond_weights"]) for row in peaks)
+    claims.append(claim("largest error of a run's peak, weights and adapters apart", beyond, "<=", TARGET, "share"))
     table = {
         "columns": ["model", "work", "phase", "predicted", "measured on fake tensors", "error", "beyond weights"],
         "rows": [
