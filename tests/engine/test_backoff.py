@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +18,11 @@ from tests.small_models import make_group, make_prompt, small_policy
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_types import Sampling
 from vgpo_lite.engine.backoff import DecodeSizes, Shortage, attempted, smaller_parts
-from vgpo_lite.engine.choice import make_engine
+from vgpo_lite.engine.choice import advice, make_engine
 from vgpo_lite.engine.patient import PatientEngine
 from vgpo_lite.engine.protocol import EngineSettings
 from vgpo_lite.errors import HardwareError
+from vgpo_lite.planning import Job, PromptSize, memory_plan, preset_architectures, ways_out
 
 PROMPTS = [make_prompt([(2, 3), (4, 2)], seed=1), make_prompt([(3, 3)], text=(2, 5), seed=3), make_prompt([], seed=4)]
 GROUPS = [make_group(PROMPTS[1], (4, 2, 7)), make_group(PROMPTS[0], (5, 9, 9, 1, 12))]
@@ -267,6 +269,19 @@ def test_at_the_smallest_size_the_run_ends_with_what_would_need_less(policy, nam
 
 
 OVERRULED = {"memory.rows_per_micro_batch": "--set memory.rows_per_micro_batch=4"}
+
+
+def test_what_to_do_begins_with_what_the_plan_says_would_fit():
+    config = load_config(model="qwen2-vl-2b")
+    model, largest = preset_architectures()["qwen2-vl-2b"], PromptSize(text_tokens=200, images=(512,))
+    job = Job(model=model, config=config, largest=largest, device="cuda", trains=True)
+    told = advice(config, job)
+    assert told.startswith("By the plan of memory each of these would fit: --set ")
+    assert "num_generations" not in told
+    assert len(set(re.findall(r"--(?:set|model) \S+", told))) == told.count("--set ") + told.count("--model ") >= 3
+    for way in ways_out(job):
+        less = load_config(model="qwen2-vl-2b", overrides=way.split()[1::2])
+        assert memory_plan(job.with_config(less)).peak_bytes < memory_plan(job).peak_bytes
 
 
 def test_a_size_that_memory_has_room_for_is_found_and_nothing_smaller(policy):

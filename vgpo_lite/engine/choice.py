@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vgpo_lite.engine.batched import BatchedEngine
@@ -12,6 +13,7 @@ from vgpo_lite.engine.shared import SharedEngine
 from vgpo_lite.errors import ConfigError
 from vgpo_lite.models.attention import use_shared_attention
 from vgpo_lite.models.checkpointing import allow_recomputation
+from vgpo_lite.planning import CHOSEN, ways_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +22,25 @@ if TYPE_CHECKING:
     from vgpo_lite.engine.backoff import Backoff
     from vgpo_lite.engine.protocol import Engine
     from vgpo_lite.models.policy import Policy
+    from vgpo_lite.planning import Job
+
+WAYS = 3
+"""Ways out that are promised to who runs out of memory."""
 
 
 def make_engine(
-    policy: Policy, config: RunConfig, *, on_backoff: Callable[[Backoff], None] | None = None
+    policy: Policy,
+    config: RunConfig,
+    *,
+    job: Job | None = None,
+    on_backoff: Callable[[Backoff], None] | None = None,
 ) -> PatientEngine:
     """The engine that the configuration names, around a policy whose model is made ready for it.
 
     Args:
         policy: The model and its adapters.
         config: The resolved settings.
+        job: The run as the plan of memory sees it, for what to tell where no size fits; None: nobody made a plan.
         on_backoff: Told of every size that shrinks because memory ran out; None: nobody is.
 
     Raises:
@@ -57,10 +68,20 @@ def make_engine(
         policy,
         settings,
         build=build,
-        advice=settings_that_need_less(config),
-        written=config.sources,
+        advice=partial(advice, config, job),
+        written={key: source for key, source in config.sources.items() if source != CHOSEN},
         on_backoff=on_backoff,
     )
+
+
+def advice(config: RunConfig, job: Job | None) -> str:
+    """What to do where no size fits: at least three ways out, those first that the plan of memory says would fit."""
+    ways = [] if job is None else ways_out(job)
+    told = f"By the plan of memory each of these would fit: {'; '.join(ways)}." if ways else ""
+    if len(ways) < WAYS:
+        others = [f"--set {entry}" for entry in settings_that_need_less(config)]
+        told += f" Each of these needs less: {'; '.join(way for way in others if way not in ways)}."
+    return told.strip()
 
 
 def settings_that_need_less(config: RunConfig) -> list[str]:
@@ -80,4 +101,4 @@ def settings_that_need_less(config: RunConfig) -> list[str]:
         (f"data.max_prompt_length={data.max_prompt_length // 2}", data.max_prompt_length >= 32),
         (f"lora.r={config.lora.r // 2}", config.lora.r > 1),
     ]
-    return [entry for entry, helps in choices if helps][:3]
+    return [entry for entry, helps in choices if helps][:WAYS]

@@ -55,7 +55,7 @@ class PatientEngine:
         settings: EngineSettings,
         *,
         build: Callable[[EngineSettings], Engine],
-        advice: Sequence[str] = (),
+        advice: Callable[[], str] = str,
         written: Mapping[str, str] | None = None,
         on_backoff: Callable[[Backoff], None] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class PatientEngine:
             policy: The one that the engines work with.
             settings: Of the first engine.
             build: Makes an engine with other settings around the same policy.
-            advice: Settings that need less memory, as `key=value`, for who has run out of it at the smallest sizes.
+            advice: Says what to do, in whole sentences, where the smallest sizes do not fit.
             written: Where the user wrote a setting, by its full name.
             on_backoff: Told of every size that shrinks.
         """
@@ -196,10 +196,9 @@ class PatientEngine:
     def _exhausted(self, phase: Phase, shortage: Shortage) -> HardwareError:
         release_memory(self._policy.device)
         where = "the GPU" if self._policy.device.type == "cuda" else "the machine"
-        advice = f" Any of these needs less: {', '.join(f'--set {entry}' for entry in self._advice)}."
         return HardwareError(
             f"{where} is out of memory while {phase}, at the smallest sizes there are, one completion at a time "
-            f"({shortage.reason}).{advice if self._advice else ''}"
+            f"({shortage.reason}). {self._advice()}".rstrip()
         )
 
 

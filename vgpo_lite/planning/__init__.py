@@ -8,12 +8,13 @@ whole, with its reserve), `choice` (what is `auto`, chosen to fit).
 """
 
 from vgpo_lite.planning.architecture import Architecture, architecture_of, preset_architectures, read_json
-from vgpo_lite.planning.choice import fitted, would_fit
+from vgpo_lite.planning.choice import CHOSEN, fitted, ways_out, would_fit
 from vgpo_lite.planning.images import resized
 from vgpo_lite.planning.job import Job, PromptSize
 from vgpo_lite.planning.prediction import CONTEXT_BYTES, memory_plan, wanted_limit
 
 __all__ = [
+    "CHOSEN",
     "CONTEXT_BYTES",
     "Architecture",
     "Job",
@@ -25,5 +26,6 @@ __all__ = [
     "read_json",
     "resized",
     "wanted_limit",
+    "ways_out",
     "would_fit",
 ]

@@ -27,6 +27,12 @@ SMALLEST_BUDGET = 50_176
 SUGGESTIONS = 5
 """Ways out that a refusal names at most."""
 
+CHOSEN = "chosen by the planner"
+"""Where a configuration says that such a value comes from."""
+SHORTFALL = 0.1
+"""Of what is no weight: how much less must be needed where a device ran out of memory, against the plan, at the
+smallest sizes: predictions are held to a tenth of what is measured."""
+
 PRICES: Mapping[str, str] = {
     "memory.rows_per_micro_batch": "updates read the weights more often",
     "memory.prompts_per_decode": "fewer groups decode together, which takes longer",
@@ -70,6 +76,21 @@ def would_fit(job: Job, limit_bytes: int) -> list[str]:
     models = [name for name, model in presets if model.parameters < job.model.parameters]
     smaller = [name for name in models if _fits(replace(job, model=preset_architectures()[name]), [], limit_bytes)]
     return found[:SUGGESTIONS] + [f"--model {name}" for name in smaller[-2:]]
+
+
+def ways_out(job: Job) -> list[str]:
+    """What would fit, as `would_fit` words it, where one completion at a time did not, whatever the plan had said."""
+    sizes: list[Change] = [
+        ("memory.prompts_per_decode", 1),
+        ("memory.rows_per_decode", 1),
+        ("memory.rows_per_micro_batch", 1),
+        ("memory.logprob_chunk", SMALLEST_CHUNK),
+        ("memory.focus_chunk", SMALLEST_CHUNK),
+    ]
+    smallest = job.with_config(changed(job.config, sizes))
+    plan = memory_plan(smallest)
+    limit = plan.needed_bytes - int(SHORTFALL * (plan.needed_bytes - plan.worst.parts["weights"]))
+    return [way for way in would_fit(smallest, limit) if "num_generations" not in way]
 
 
 def _shrunk(job: Job, limit_bytes: int | None) -> tuple[Job, MemoryPlan]:
@@ -183,7 +204,7 @@ def _fits(job: Job, changes: list[Change], limit_bytes: int) -> bool:
 
 def changed(config: RunConfig, changes: list[Change]) -> RunConfig:
     """The configuration with some settings changed, which remembers that the planner did it."""
-    sources = {**config.sources, **{key: "chosen by the planner" for key, _ in changes}}
+    sources = {**config.sources, **{key: CHOSEN for key, _ in changes}}
     for key, value in changes:
         section, dot, name = key.partition(".")
         inner = getattr(config, section).model_copy(update={name: value}) if dot else value  # a key of the schema
