@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,29 @@ def test_a_longer_run_follows_the_schedule_of_its_new_length_from_where_it_goes_
     assert any(not torch.equal(tensor, shorter[name]) for name, tensor in adapter(tmp_path).items())
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["steps"]) == ("finished", 0, 3)
+
+
+def test_memory_that_runs_out_while_the_adapters_move_leaves_the_last_whole_checkpoint_and_code_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vgpo_lite.trainer as trainer
+
+    real = trainer.apply_gradients
+
+    def exhausted(*args: Any, step: int, **named: Any) -> object:
+        gradient = real(*args, step=step, **named)
+        if step == 2:
+            raise torch.OutOfMemoryError("no room for the optimizer's state")
+        return gradient
+
+    monkeypatch.setattr(trainer, "apply_gradients", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(config_of(tmp_path, max_steps=3, quantization="none", checkpoint={"every": 5}))
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 4)
+    assert "the device is out of memory" in status["reason"]
+    assert status["checkpoint"] == "checkpoints/step-000000"
+    assert [line["step"] for line in records(tmp_path)] == [1]
 
 
 def test_an_existing_run_is_not_overwritten(undisturbed: Path) -> None:
