@@ -102,6 +102,12 @@ COMMAND_LINES = _cases(
         ("no such run", 2, "there is no folder runs/gone", _line("merge", "runs/gone")),
         ("no such picture", 2, "no picture gone.png", _line("chat", "tiny", "-q", "How many?", "-i", "gone.png")),
         ("a path with a null byte", 2, "a\\x00b", _line("train", "-r", "a\0b.yaml")),
+        ("output with a null byte", 2, "a path holds a null byte", _line("train", "-o", "a\0b")),
+        ("output with a name too long", 6, "File name too long", _line("train", "-o", "x" * 300)),
+        ("a copy inside a file", 6, "Not a directory", _copy_into_a_file),
+        ("a name as long as a book", 2, "xxx... (5,000 characters)", _line("data", "check", "x" * 5000)),
+        ("half a character", 3, "half a character", _line("chat", "tiny", "-q", "\udcff?")),
+        ("a folder that is no checkpoint", 3, ("checkpoint empty is damaged", "manifest.json"), _no_checkpoint),
         (
             "several mistakes at once",
             2,
