@@ -170,6 +170,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, panels = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
     labels = {
@@ -192,9 +193,11 @@ def draw(rows: list[dict[str, Any]]) -> None:
             panel.set(xscale="log", yscale="log", xlabel=label, ylabel=what)
             ticks = GROUPS if axis == "group" else IMAGES
             panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:,.0f}")
             panel.minorticks_off()
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=8, frameon=False)
+            panel.legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle("Cost of one training step, 52 M parameters, one CPU thread")
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})

@@ -86,7 +86,7 @@ def jobs(chosen: argparse.Namespace) -> list[dict[str, Any]]:
             "ratio": ratio,
             "checkpointing": checkpointing,
             "side": side,
-            "sizes": table[ratio],
+            "sizes": list(table[ratio]),
             "model": chosen.model,
             "generations": chosen.generations,
             "cpu_time": chosen.cpu_time,
@@ -249,7 +249,7 @@ def table_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
             "on" if row["checkpointing"] else "off",
             row["side"],
             *(
-                f"{row[name] / unit:.3g} {word} ({row['ratios'][name]:.2f}x)" if row["ratios"] else "-"
+                f"{three_digits(row[name] / unit)} {word} ({row['ratios'][name]:.2f}x)" if row["ratios"] else "-"
                 for name, unit, word in (("step", 1, "s"), ("update", 1, "s"), ("memory", 1e6, "MB"))
             ),
             f"{row['operations'] / 1e12:.3g} T ({row['ratios']['operations']:.2f}x)" if row["ratios"] else "-",
@@ -258,6 +258,15 @@ def table_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         for row in rows
     ]
     return {"columns": columns, "rows": cells}
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, or all of the whole part.
+
+    >>> three_digits(5.678), three_digits(1107.4)
+    ('5.68', '1,107')
+    """
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":
