@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from vgpo_lite.data_types import Accuracy, Listener, RunPlan, RunSummary, StepReport
 
+_NOTEBOOK = "JPY_PARENT_PID"
+"""Set for what a notebook's cells start: a terminal by name, but one that keeps every line a bar rewrites."""
+
 LINES_PER_RUN = 20
 """Lines of steps that stay on a terminal, above the bar that moves."""
 
@@ -35,7 +39,7 @@ LINES_PER_RUN = 20
 def watching(*, quiet: bool = False) -> Iterator[Listener]:
     """Who should watch a run, by where stdout leads; what moves is taken away at the end."""
     stream = sys.stdout
-    if quiet or not stream.isatty():
+    if quiet or not stream.isatty() or _NOTEBOOK in os.environ:
         yield QuietListener(stream) if quiet else PlainListener(stream)
         return
     from rich.console import Console
