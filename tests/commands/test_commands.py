@@ -310,16 +310,16 @@ def test_chat_refuses_what_cannot_be_asked(cli, tmp_path, monkeypatch, arguments
 def test_chat_places_pictures_where_the_question_says(tmp_path):
     from PIL import Image
 
-    from vgpo_lite.commands.chat import _sample
+    from vgpo_lite.commands.chat import own_sample
 
     paths = []
     for colour in ("red", "blue"):
         paths.append(tmp_path / f"{colour}.png")
         Image.new("RGB", (56, 56), colour).save(paths[-1])
-    sample = _sample("Is <image_2> like <image_1>?", paths)
+    sample = own_sample("Is <image_2> like <image_1>?", paths)
     assert sample.question == "Is <image> like <image>?"
     assert [image.getpixel((0, 0)) for image in sample.images] == [(0, 0, 255), (255, 0, 0)]
-    assert _sample("How many?", paths[:1]).question == "<image>How many?"
+    assert own_sample("How many?", paths[:1]).question == "<image>How many?"
 
 
 def test_recipe_list_names_every_recipe_with_its_flag(cli):

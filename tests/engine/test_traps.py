@@ -251,11 +251,11 @@ def test_the_configuration_chooses_the_engine():
     policy = small_policy("qwen2_vl")
     config = RunConfig.model_validate({"memory": {"rows_per_micro_batch": 3}, "focus": {"signal": "similarity"}})
     engine = make_engine(policy, config)
-    assert type(engine).__name__ == "SharedEngine"
+    assert type(engine._engine).__name__ == "SharedEngine"  # inside the one that backs off
     assert engine.settings.rows_per_micro_batch == 3
     assert engine.settings.focus_signal == "similarity"
     assert engine.settings.recompute
-    assert type(make_engine(policy, RunConfig(engine="batched"))).__name__ == "BatchedEngine"
+    assert type(make_engine(policy, RunConfig(engine="batched"))._engine).__name__ == "BatchedEngine"
 
 
 def test_a_model_with_windows_is_refused_by_the_shared_engine_alone():

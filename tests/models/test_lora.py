@@ -143,6 +143,8 @@ def _damage(folder: Path, how: str) -> None:
         weights.write_bytes(b"\xff" * 100)
     elif how == "no weights":
         weights.unlink()
+    elif how == "a pickle":
+        weights.unlink()
         (folder / "adapter_model.bin").write_bytes(b"a pickle")
     elif how == "no config":
         config.unlink()
@@ -168,6 +170,7 @@ def _damage(folder: Path, how: str) -> None:
         ("short", r"adapter_model\.safetensors is missing or damaged"),
         ("header", r"adapter_model\.safetensors is missing or damaged"),
         ("no weights", r"adapter_model\.safetensors is missing or damaged"),
+        ("a pickle", r"has its weights in adapter_model\.bin, a pickle that can run code"),
         ("no config", "holds no adapter: expected a run directory, or a folder with adapter_config.json"),
         ("half a config", r"adapter_config\.json is missing or damaged"),
         ("a layer less", r"does not fit this model: 1 of its weights .*up_proj\.lora_A\.weight: absent in the adapter"),

@@ -140,7 +140,8 @@ def test_rewards_are_the_weighted_sum_of_their_components(group_of: Callable[...
 def test_a_users_function_gets_what_trl_would_give_it(guests: Path, group_of: Callable[..., RolloutGroup]) -> None:
     group = group_of("one", "two!", answer="4", difficulty="hard", solution="<answer> 4 </answer>")
     assert graded(group, {f"{guests}:everything": 1.0})["total"] == [1.0, 1.0]
-    module = next(module for name, module in sys.modules.items() if name.startswith("vgpo_lite_reward_rewards"))
+    loaded = [module for name, module in sys.modules.items() if name.startswith("vgpo_lite_reward_rewards")]
+    (module,) = [module for module in loaded if module.__file__ == str(guests)]
     assert vars(module)["seen"] == {
         "prompts": [[{"role": "user", "content": "How many?"}]] * 2,
         "completions": [[{"role": "assistant", "content": "one"}], [{"role": "assistant", "content": "two!"}]],

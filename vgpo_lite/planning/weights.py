@@ -26,7 +26,7 @@ def nf4_bytes(weights: int) -> int:
     """A matrix in NF4 with double quantization: four bits a weight, a byte per 64, four bytes per 64 x 256, the tables.
 
     >>> nf4_bytes(1536 * 8960) - 1536 * 8960 // 2
-    219412
+    219488
     """
     scales = -(-weights // BLOCK)
     return -(-weights // 2) + scales + 4 * -(-scales // SCALE_BLOCK) + TABLES
