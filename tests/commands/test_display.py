@@ -138,6 +138,7 @@ def test_a_log_gets_plain_lines_and_one_per_step():
         "Next:",
         "  vgpo-lite merge 'runs/my run' --output 'runs/my run/merged' --verify   # one folder that any program loads",
         "  vgpo-lite eval --adapter 'runs/my run'   # accuracy with and without the adapter",
+        "  vgpo-lite inspect 'runs/my run' --output 'runs/my run/inspection.html'   # what it looks at, token by token",
         "  vgpo-lite chat 'runs/my run' --image PICTURE --question 'How many ...?'   # ask it something",
     ]
 

@@ -115,14 +115,16 @@ def program() -> str:
 def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
     """What to do with a finished run: the purpose and the command of each.
 
-    Measuring is offered only where the run measured, too: otherwise nothing is held out for it.
+    Measuring and looking are offered only where the run measured, too: otherwise nothing is held out for them.
     """
     run = shlex.quote(summary.output)
     merged = shlex.quote(str(Path(summary.output) / "merged"))
+    page = shlex.quote(str(Path(summary.output) / "inspection.html"))
     measure = ("accuracy with and without the adapter", f"{program()} eval --adapter {run}")
+    look = ("what it looks at, token by token", f"{program()} inspect {run} --output {page}")
     return [
         ("one folder that any program loads", f"{program()} merge {run} --output {merged} --verify"),
-        *([] if summary.after is None else [measure]),
+        *([] if summary.after is None else [measure, look]),
         ("ask it something", f"{program()} chat {run} --image PICTURE --question 'How many ...?'"),
     ]
 
