@@ -54,9 +54,11 @@ class Rows:
 
 class Heard(SilentListener):
     notes: tuple[str, ...] = ()
+    rows_held_out = -1
 
     def planned(self, plan: RunPlan) -> None:
         self.notes = plan.notes
+        self.rows_held_out = plan.rows_held_out
 
 
 @pytest.fixture
@@ -94,6 +96,16 @@ def status_of(output: Path) -> dict[str, Any]:
 def resumed(output: Path, heard: SilentListener | None = None, *, resume: str = "auto", **changes: object) -> Run:
     with open_run(config_of(output, **changes), listener=heard, resume=resume) as run:
         return run
+
+
+@pytest.mark.parametrize(("limit", "told"), [(3, 3), (200, 5)])
+def test_the_plan_counts_the_rows_that_are_measured(
+    bench: SimpleNamespace, tmp_path: Path, limit: int, told: int
+) -> None:
+    bench.held_out, heard = range(5), Heard()
+    with open_run(config_of(tmp_path / "run", eval={"limit": limit}), listener=heard):
+        pass
+    assert heard.rows_held_out == told
 
 
 ENDINGS = {

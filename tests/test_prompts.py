@@ -246,6 +246,13 @@ def test_lengths_without_pixels_equal_those_of_whole_prompts(processor: Any) -> 
             assert prompts_fit(map(outline_of, rows), processor, limited) == [length <= limit for length in wanted]
 
 
+def test_a_question_that_comes_again_with_another_image_is_counted_anew(processor: Any) -> None:
+    rows = [sample("<image>How many?", picture(side, side)) for side in (90, 300, 90)]
+    wanted = [len(encode_prompt(row, processor, DIRECT).input_ids) for row in rows]
+    assert prompt_lengths(map(outline_of, rows), processor, DIRECT) == wanted
+    assert wanted[0] == wanted[2] < wanted[1]
+
+
 def test_a_prompt_over_the_limit_is_refused_whole(processor: Any) -> None:
     row = sample("<image>" + "word " * 50, picture(500, 500))
     length = len(encode_prompt(row, processor, DIRECT).input_ids)

@@ -91,6 +91,11 @@ def test_before_and_after_show_what_the_method_reads() -> None:
         right.advantage, (1 + right.psi) * (1 + right.phi) * right.advantage.new_tensor(0.7070068)
     )
     assert right.phi == pytest.approx(-wrong.phi)
+    # By the defaults the gate opens for the top fifth of the second half, rounded down.
+    first = len(right.tokens) // 2
+    assert right.gate[:first].sum() == 0
+    assert right.gate.sum() == (len(right.tokens) - first) // 5
+    assert right.gate[first + int(right.focus[first:].argmax())] == 1
     assert not torch.equal(seen.groups["before"][0].on_image[:1], right.on_image[:1])
     first = engine.sample([prompt], config.sampling, places=[0], on_step=None)[0]
     assert "".join(right.tokens).replace("<|im_end|>", "").replace("<|endoftext|>", "") == first.texts[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -80,6 +80,20 @@ class Weighting:
                 raise ValueError(f"{name} is {share}; expected a share in [0, 1]")
 
 
+class VisualWeights(NamedTuple):
+    """A group's focus and what it weighs.
+
+    Attributes:
+        compensated: w, [group, token]; the focus itself where compensation is off; 0 under the padding.
+        psi: Weight of each token, [group, token].
+        phi: Weight of each completion, [group].
+    """
+
+    compensated: Float[Tensor, "group token"]
+    psi: Float[Tensor, "group token"]
+    phi: Float[Tensor, " group"]
+
+
 def weigh(
     advantages: Float[Tensor, " group"],
     focus: Float[Tensor, "group token"] | None,
@@ -108,15 +122,15 @@ def weigh(
     plain = zero_padding(advantages.unsqueeze(-1), completion_mask)
     if focus is None or weighting.advantage == "grpo":
         return plain
-    psi, phi = _weights(focus, completion_mask, weighting)
-    guided = zero_padding(reweight(advantages, psi, phi), completion_mask)
+    weights = visual_weights(focus, completion_mask, weighting)
+    guided = zero_padding(reweight(advantages, weights.psi, weights.phi), completion_mask)
     return guided if weighting.sign == "both" else torch.where(plain > 0, guided, plain)
 
 
-def _weights(
+def visual_weights(
     focus: Float[Tensor, "group token"], completion_mask: Bool[Tensor, "group token"], weighting: Weighting
-) -> tuple[Float[Tensor, "group token"], Float[Tensor, " group"]]:
-    """psi and phi, each exactly 0 where its re-weighting is off."""
+) -> VisualWeights:
+    """What the options make of a group's focus; psi and phi are exactly 0 where their re-weighting is off."""
     compensated_focus, token_weights_of, trajectory_weights_of = EQUATIONS[weighting.weighting]
     w = zero_padding(focus, completion_mask)
     if weighting.compensation:
@@ -133,4 +147,4 @@ def _weights(
         psi = token_weights_of(w, completion_mask)
     if weighting.trajectory_reweighting and w.shape[0] > 1:
         phi = trajectory_weights_of(w, completion_mask, accumulation=weighting.accumulation)
-    return psi, phi
+    return VisualWeights(w, psi, phi)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.algorithm.advantages import group_advantages
-from vgpo_lite.algorithm.weigh import weigh
-from vgpo_lite.algorithm.weighting import compensate, token_weights, trajectory_weights
+from vgpo_lite.algorithm.weigh import visual_weights, weigh
 from vgpo_lite.engine.maps import group_attention_maps
 from vgpo_lite.terms import weighting_of
 
@@ -165,19 +164,16 @@ def _completions(
     focus = engine.look(group, keep_graph=False, reference=False).signals.focus
     if focus is None:
         focus = torch.zeros(mask.shape)
-    settings = config.focus
-    w = compensate(
-        focus, mask, beta=settings.beta, gamma=settings.gamma, kappa=settings.kappa, schedule=settings.schedule
-    )
-    phi = trajectory_weights(w, mask, accumulation=settings.accumulation) if len(mask) > 1 else torch.zeros(len(mask))
+    weighting = weighting_of(config)
+    weights = visual_weights(focus, mask, weighting)
     advantages = torch.ones(len(mask))
-    if rewards is not None and len(mask) > 1:
+    if rewards is not None:
         advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
     shown = {
         "focus": focus,
-        "gate": (w > focus).float(),
-        "psi": token_weights(w, mask),
-        "advantage": weigh(advantages, focus, mask, weighting=weighting_of(config)),
+        "gate": (weights.compensated > focus).float(),
+        "psi": weights.psi,
+        "advantage": weigh(advantages, focus, mask, weighting=weighting),
     }
     on_image = group.prompt.image_mask
     completions = []
@@ -187,7 +183,7 @@ def _completions(
             SeenCompletion(
                 tokens=token_texts(policy, group.completion_ids[row][kept].tolist()),
                 **{name: values[row][kept] for name, values in shown.items()},
-                phi=float(phi[row]),
+                phi=float(weights.phi[row]),
                 on_image=image.sum(dim=-1),
                 on_question=maps.on_prompt[:, ~on_image].sum(dim=-1),
                 on_itself=maps.on_itself,
