@@ -14,14 +14,15 @@ import json
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from measured import claim, write_result
-from ours import Steps
-from workload import DATA, SHAPES, Work, write_model
+from ours import Steps, cpu_step
+from workload import SHAPES, Work, write_model
 
-from vgpo_lite.config.load import load_config
+from vgpo_lite.engine.patient import PatientEngine
 from vgpo_lite.engine.protocol import EngineSettings
 from vgpo_lite.engine.shared import SharedEngine
 
@@ -36,7 +37,7 @@ class BlindSteps(Steps):
     def __init__(self, config, work, *, clock) -> None:
         super().__init__(config, work, clock=clock)
         settings = replace(EngineSettings.of(config), focus_signal="nothing", needs_focus=False)
-        self._engine = SharedEngine(self.policy, settings)
+        self._engine = PatientEngine(self.policy, settings, build=partial(SharedEngine, self.policy))
 
 
 def main() -> None:
@@ -88,19 +89,7 @@ def measured(folder: str, ratio: str, chosen: argparse.Namespace) -> list[dict[s
 
 def steps(kind: type[Steps], folder: str, work: Work, **settings: object) -> Steps:
     """A stand-by training step."""
-    config = load_config(
-        model=folder,
-        quantization="none",
-        dtype="float32",
-        device="cpu",
-        num_generations=work.generations,
-        max_completion_length=work.completion,
-        prompts_per_step=1,
-        optim="adamw",
-        data={"max_pixels": DATA.max_pixels, "max_prompt_length": DATA.max_prompt_length},
-        **settings,
-    )
-    return kind(config, work, clock=time.process_time)
+    return kind(cpu_step(folder, work, **settings), work, clock=time.process_time)
 
 
 if __name__ == "__main__":

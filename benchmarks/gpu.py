@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measured import claim, lines_of, write_result
+
 CASES = [
     # model, card in GB, image tokens (a square), completions, tokens of each
     ("qwen2-vl-2b", 8, 256, 8, 256),
@@ -70,7 +72,7 @@ def main() -> None:
         chosen.folder = chosen.folder / "smoke"
     chosen.folder.mkdir(parents=True, exist_ok=True)
     path, began = chosen.folder / "log.jsonl", time.monotonic()
-    log = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    log = lines_of(path)
     for job in jobs(chosen):
         if any(seen["job"] == job for seen in log):
             continue
@@ -229,8 +231,6 @@ def peak_since_last() -> int:
 
 def write(log: list[dict[str, Any]]) -> None:
     """Leave the table, and how far predictions were off."""
-    from measured import claim, write_result
-
     errors = [
         max(seen["result"]["predicted_bytes"].values()) / max(seen["result"]["peak_bytes"].values()) - 1
         for seen in log

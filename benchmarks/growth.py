@@ -16,12 +16,12 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured import in_own_process, lines_of, write_result
 
 GROUPS = (4, 8, 16, 32, 64)
 IMAGES = (64, 256, 1024, 4096)
@@ -50,10 +50,10 @@ def main() -> None:
         draw(json.loads(RESULT.read_text())["measurements"]["rows"])
         return
     log = Path(os.devnull) if chosen.dry_run else chosen.log
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    rows = lines_of(log)
     for job in jobs(chosen):
         if not any(all(row[name] == value for name, value in job.items()) for row in rows):
-            rows.append({**job, **in_own_process(job)})
+            rows.append({**job, **in_own_process(__file__, job)})
             with log.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)
@@ -74,38 +74,15 @@ def jobs(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def in_own_process(job: dict[str, Any]) -> dict[str, float]:
-    """One measurement on one thread; what it prints last is its result."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, __file__, "--one", json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{job}: failed\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def measured(job: dict[str, Any]) -> dict[str, float]:
     """Record the allocations of a step, time the next."""
-    from ours import Steps
-    from workload import DATA, SHAPES, Work, peak_allocation, write_model
-
-    from vgpo_lite.config.load import load_config
+    from ours import Steps, cpu_step
+    from workload import SHAPES, Work, peak_allocation, write_model
 
     work = Work(job["image_tokens"], TEXT, COMPLETION, job["group"])
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), SHAPES[job["model"]])
-        config = load_config(
-            model=folder,
-            quantization="none",
-            dtype="float32",
-            device="cpu",
-            engine=job["engine"],
-            num_generations=work.generations,
-            max_completion_length=work.completion,
-            prompts_per_step=1,
-            optim="adamw",
-            data={"max_pixels": DATA.max_pixels, "max_prompt_length": DATA.max_prompt_length},
-        )
+        config = cpu_step(folder, work, engine=job["engine"])
         steps = Steps(config, work, clock=time.process_time)
         memory = peak_allocation(steps.step)
         seconds = steps.step()
@@ -135,8 +112,6 @@ def exponent(points: list[dict[str, Any]], axis: str, value: str) -> float:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """Leave the result, the table of exponents and the plot."""
-    from measured import write_result
-
     exponents = [
         {
             "axis": axis,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +24,21 @@ def claim(name: str, value: float, relation: str, target: float, unit: str) -> d
     """A measured value beside its target; `met` says whether the one keeps the relation to the other."""
     met = RELATIONS[relation](value, target)
     return {"name": name, "value": value, "unit": unit, "target": target, "relation": relation, "met": met}
+
+
+def in_own_process(script: str, job: dict[str, Any]) -> dict[str, float]:
+    """What `python SCRIPT --one JOB` prints last, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
+    command = [sys.executable, script, "--one", json.dumps(job)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{job}: failed\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """The finished measurements of a log, one JSON a line; none where there is no log."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
 
 
 def write_result(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from workload import question
+from workload import DATA, question
 
 from vgpo_lite.algorithm.advantages import group_advantages
 from vgpo_lite.algorithm.objective import step_denominator
 from vgpo_lite.algorithm.weigh import weigh
+from vgpo_lite.config.load import load_config
 from vgpo_lite.engine import make_engine
 from vgpo_lite.engine.optimizer import apply_gradients, make_optimizer
 from vgpo_lite.models import load_policy
@@ -20,6 +21,7 @@ from vgpo_lite.terms import objective_of, weighting_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from workload import Work
 
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import Prompt, RolloutGroup
 
 NEVER: tuple[int, ...] = ()
+
+
+def cpu_step(folder: str | Path, work: Work, **settings: Any) -> RunConfig:
+    """The settings of one group a step in float32 on a CPU, with these besides."""
+    return load_config(
+        model=str(folder),
+        quantization="none",
+        dtype="float32",
+        device="cpu",
+        num_generations=work.generations,
+        max_completion_length=work.completion,
+        prompts_per_step=1,
+        optim="adamw",
+        data={"max_pixels": DATA.max_pixels, "max_prompt_length": DATA.max_prompt_length},
+        **settings,
+    )
 
 
 @dataclass(frozen=True)

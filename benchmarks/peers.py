@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from measured import claim, in_own_process, lines_of, write_result
 
 SIDES = ("ours", "trl-frozen", "batched", "trl")
 ROUNDS = {"ours": 3, "trl-frozen": 3, "batched": 3, "trl": 1}
@@ -66,10 +66,10 @@ def main() -> None:
         return
     if chosen.smoke:
         chosen.model, chosen.ratios, chosen.rounds, chosen.log = "3m", ["4:1"], 1, Path(os.devnull)
-    log = [json.loads(line) for line in chosen.log.read_text().splitlines()] if chosen.log.is_file() else []
+    log = lines_of(chosen.log)
     for job in [] if chosen.write else jobs(chosen):
         if not any(seen["job"] == job for seen in log):
-            log.append({"job": job, "result": in_own_process(job)})
+            log.append({"job": job, "result": in_own_process(__file__, job)})
             with chosen.log.open("a") as file:
                 file.write(json.dumps(log[-1]) + "\n")
             print(json.dumps(log[-1]), flush=True)
@@ -99,16 +99,6 @@ def jobs(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def in_own_process(job: dict[str, Any]) -> dict[str, float]:
-    """One measurement on one thread; what it prints last is its result."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
-    command = [sys.executable, __file__, "--one", json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{job}: failed\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def measured(job: dict[str, Any]) -> dict[str, float]:
     """Count the operations of a step, time the next one, and in the first round record the allocations of a third."""
     from workload import SHAPES, Work, write_model
@@ -136,24 +126,11 @@ def matrix_speed(clock: Any) -> float:
 
 def of_ours(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[str, float]:
     """A step of vgpo-lite."""
-    from ours import Steps
-    from workload import DATA, operation_counter, peak_allocation
+    from ours import Steps, cpu_step
+    from workload import operation_counter, peak_allocation
 
-    from vgpo_lite.config.load import load_config
-
-    config = load_config(
-        model=folder,
-        quantization="none",
-        dtype="float32",
-        device="cpu",
-        engine="batched" if job["side"] == "batched" else "shared",
-        gradient_checkpointing=job["checkpointing"],
-        num_generations=work.generations,
-        max_completion_length=work.completion,
-        prompts_per_step=1,
-        optim="adamw",
-        data={"max_pixels": DATA.max_pixels, "max_prompt_length": DATA.max_prompt_length},
-    )
+    engine = "batched" if job["side"] == "batched" else "shared"
+    config = cpu_step(folder, work, engine=engine, gradient_checkpointing=job["checkpointing"])
     steps = Steps(config, work, clock=clock)
     with operation_counter() as counted:
         steps.step()
@@ -184,8 +161,6 @@ def of_trl(job: dict[str, Any], folder: Path, work: Any, clock: Any) -> dict[str
 
 def write(log: list[dict[str, Any]]) -> None:
     """Leave medians and ratios, with the claims they are measured against."""
-    from measured import claim, write_result
-
     rows = summaries(log)
     claims = []
     for row in rows:
