@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener
     from vgpo_lite.engine import Backoff
+    from vgpo_lite.listening import Listener
 
 SMALL: dict[str, object] = {
     "max_steps": 3,

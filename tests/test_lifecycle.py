@@ -23,7 +23,6 @@ from vgpo_lite.checkpoint import checkpoints, is_whole, newest_checkpoint
 from vgpo_lite.commands.failures import failures_told
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.schema import RunConfig
-from vgpo_lite.data_types import RunPlan, SilentListener
 from vgpo_lite.datasets import DataReport
 from vgpo_lite.errors import (
     CheckpointError,
@@ -36,6 +35,7 @@ from vgpo_lite.errors import (
     StorageError,
 )
 from vgpo_lite.lifecycle import open_run
+from vgpo_lite.listening import RunPlan, SilentListener
 from vgpo_lite.models.hub import local_fingerprint
 from vgpo_lite.run import Run
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.test_trainer import adapter, config_of, records
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.errors import HardwareError
 from vgpo_lite.failpoints import armed
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.trainer import train
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from tests.test_journal import Trained
 from tests.test_trainer import StopAfter, config_of
 from vgpo_lite import replay
 from vgpo_lite.config.schema import RunConfig
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.engine.shared import SharedEngine
 from vgpo_lite.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
 from vgpo_lite.journal import FOLDER, adapter_place, read_index, read_page
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.replay import Replay, replay_step
 from vgpo_lite.trainer import train
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from vgpo_lite.checkpoint import checkpoints
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.schema import RunConfig
-from vgpo_lite.data_types import RunSummary, SilentListener, StepReport
+from vgpo_lite.data_types import StepReport
 from vgpo_lite.errors import (
     CheckpointError,
     ConfigError,
@@ -23,6 +23,7 @@ from vgpo_lite.errors import (
     NothingLearnedError,
     RewardError,
 )
+from vgpo_lite.listening import RunSummary, SilentListener
 from vgpo_lite.trainer import train
 
 TIMED = ("time/", "memory/")

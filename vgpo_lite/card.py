@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Accuracy, RunSummary
+    from vgpo_lite.data_types import Accuracy
+    from vgpo_lite.listening import RunSummary
     from vgpo_lite.models import Policy
 
 CITATION = "Visually-Guided Policy Optimization for Multimodal Reasoning, arXiv 2604.09349 (ACL 2026)"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.datasets import open_rows, refuse_if_too_bad
 from vgpo_lite.errors import DataError
 from vgpo_lite.interruption import StopFlag
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.models import processor_alone
 from vgpo_lite.preparation import UNGRADABLE, fitting_rows, gradable_rows
 from vgpo_lite.prompts import encode_prompt, image_tokens, prompt_lengths, shown_prompt
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener, Outline
+    from vgpo_lite.data_types import Outline
     from vgpo_lite.datasets import DataReport, DataSplit, Rows
+    from vgpo_lite.listening import Listener
     from vgpo_lite.prompts import Processor
 
 SHOWN_PROMPTS = 3

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener
+    from vgpo_lite.listening import Listener
     from vgpo_lite.preparation import Workbench
 
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution

@@ -26,18 +26,20 @@ from vgpo_lite.checkpoint import (
     restore_generators,
 )
 from vgpo_lite.config.writing import flat_values, write_config
-from vgpo_lite.data_types import Accuracy, RunPlan, SilentListener
+from vgpo_lite.data_types import Accuracy
 from vgpo_lite.engine.optimizer import LossScale, learning_rate, make_optimizer
 from vgpo_lite.errors import CheckpointError, RewardError, StorageError, ending
 from vgpo_lite.failpoints import check_failpoints
+from vgpo_lite.identity import deciding_settings, identity
 from vgpo_lite.journal import FOLDER, Journal
+from vgpo_lite.listening import RunPlan, SilentListener
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
 from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
 from vgpo_lite.report import refresh_report
-from vgpo_lite.run import Progress, Run, deciding_settings, identity
+from vgpo_lite.run import Progress, Run
 from vgpo_lite.storage import discard_folder, json_bytes, replace_file, sweep
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener
     from vgpo_lite.engine import Backoff
+    from vgpo_lite.listening import Listener
     from vgpo_lite.preparation import Workbench
 
 _KEPT = frozenset(

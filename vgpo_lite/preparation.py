@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.datasets import open_rows, refuse_if_too_bad
 from vgpo_lite.engine import make_engine
 from vgpo_lite.interruption import StopFlag
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.memory import cpu_threads, enforce_limit, memory_limit
 from vgpo_lite.models import chosen_device, load_policy, model_files, processor_alone
 from vgpo_lite.planning import CONTEXT_BYTES, Job, architecture_of, fitted, wanted_limit
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener, MemoryPlan, Outline, Prompt
+    from vgpo_lite.data_types import Outline, Prompt
     from vgpo_lite.datasets import DataReport, Rows
     from vgpo_lite.engine import Backoff, Engine
+    from vgpo_lite.listening import Listener, MemoryPlan
     from vgpo_lite.models import Policy
     from vgpo_lite.planning import Architecture
     from vgpo_lite.prompts import Processor

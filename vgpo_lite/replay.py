@@ -19,12 +19,12 @@ from vgpo_lite.config.load import with_overrides
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
 from vgpo_lite.config.writing import flat_values
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.datasets import open_rows
 from vgpo_lite.engine import make_engine
 from vgpo_lite.engine.optimizer import unscaled_norm
 from vgpo_lite.errors import CheckpointError, ConfigError, DataError
 from vgpo_lite.journal import image_hash, read_adapter, read_page
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.metrics import Tally
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.preparation import loaded_policy
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vgpo_lite.data_types import Listener, Prompt, Sample
+    from vgpo_lite.data_types import Prompt, Sample
     from vgpo_lite.engine import Engine
     from vgpo_lite.journal import Page
+    from vgpo_lite.listening import Listener
     from vgpo_lite.models import Policy
     from vgpo_lite.windows import ScoredGroup, Window
 

@@ -6,26 +6,22 @@ the last step's end to save.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
 from vgpo_lite.card import run_card
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
-from vgpo_lite.data_types import RunSummary
 from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
-from vgpo_lite.failpoints import failpoint
+from vgpo_lite.identity import identity
 from vgpo_lite.invariants import AdaptersMoved
+from vgpo_lite.listening import RunSummary
 from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
-from vgpo_lite.models.hub import local_fingerprint
-from vgpo_lite.models.lora import adapter_state, save_adapter
+from vgpo_lite.models.lora import adapter_state, place_adapter
 from vgpo_lite.report import refresh_report
-from vgpo_lite.storage import discard_folder, replace_file, storage_errors, sync_files, sync_folder
+from vgpo_lite.storage import replace_file
 from vgpo_lite.windows import window_tensors
 
 if TYPE_CHECKING:
@@ -36,10 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Accuracy, Listener, Prompt, StepReport
+    from vgpo_lite.data_types import Accuracy, Prompt, StepReport
     from vgpo_lite.engine import DecodeProgress
     from vgpo_lite.engine.optimizer import LossScale
     from vgpo_lite.journal import Journal
+    from vgpo_lite.listening import Listener
     from vgpo_lite.ordering import PromptOrder
     from vgpo_lite.preparation import Workbench
     from vgpo_lite.recording import RunRecorder
@@ -47,10 +44,6 @@ if TYPE_CHECKING:
     from vgpo_lite.windows import Window
 
 _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
-# Settings that decide no step's result; of the revision, the commit it leads to is compared.
-_MAY_CHANGE = {
-    "max_steps", "output", "checkpoint", "journal", "memory", "report_to", "save_completions_every", "eval", "revision"
-}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -292,7 +285,7 @@ class Run:
                 "may only find the scale: raise max_steps. No adapter is written."
             )
         policy = self.bench.policy
-        self._write_adapter()
+        place_adapter(policy, self.output / "adapter")
         device = device_in_words(policy.device)
         card = run_card(self.config, policy, summary, data=self.bench.train.fingerprint, device=device)
         replace_file(self.output / "README.md", card.encode())
@@ -301,41 +294,3 @@ class Run:
         self.recorder.status("finished", exit_code=0, **facts)
         self.listener.finished(summary)
         return summary
-
-    def _write_adapter(self) -> None:
-        """Put the finished adapter in place as a whole, over one of an earlier end."""
-        final, beside = self.output / "adapter", self.output / ".tmp-adapter"
-        with storage_errors(str(final)):
-            shutil.rmtree(beside, ignore_errors=True)
-            try:
-                failpoint("adapter.before_files")
-                save_adapter(self.bench.policy, beside)
-                sync_files(beside)
-                failpoint("adapter.before_rename")
-                if final.exists():
-                    discard_folder(final)
-                beside.replace(final)
-            except OSError:
-                shutil.rmtree(beside, ignore_errors=True)
-                raise
-            except SafetensorError as error:  # what safetensors makes of a full disk
-                shutil.rmtree(beside, ignore_errors=True)
-                raise OSError(str(error)) from error
-            sync_folder(self.output)
-
-
-def identity(bench: Workbench) -> dict[str, object]:
-    """What must stay the same for a run to go on: the model, the data and every setting that decides the result."""
-    return {
-        "model's files": bench.policy.model_id,
-        "model's commit": bench.policy.revision,
-        "model's weights": None if bench.policy.revision else local_fingerprint(bench.policy.model_id),
-        "data": bench.train.fingerprint,
-        "rows": len(bench.train),
-        "settings": deciding_settings(bench.config),
-    }
-
-
-def deciding_settings(config: RunConfig) -> dict[str, object]:
-    """The settings that decide a step's result."""
-    return config.model_dump(mode="json", exclude=_MAY_CHANGE)

@@ -24,8 +24,8 @@ from vgpo_lite.windows import LearnedGroup, ScoredGroup, Window
 
 if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import Listener, RunSummary
     from vgpo_lite.engine import Engine
+    from vgpo_lite.listening import Listener, RunSummary
     from vgpo_lite.run import Run
 
 

@@ -13,7 +13,8 @@ from tests.report.runs import make_run
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.recipes import recipe_names
 from vgpo_lite.config.settings import settings
-from vgpo_lite.data_types import Accuracy, RunSummary
+from vgpo_lite.data_types import Accuracy
+from vgpo_lite.listening import RunSummary
 from vgpo_lite.report.charts import charts_of
 
 WITHOUT = Accuracy(right=96, total=200, low=0.4118, high=0.5490)

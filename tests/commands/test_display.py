@@ -10,7 +10,8 @@ import pytest
 
 from vgpo_lite.commands import words
 from vgpo_lite.commands.display import PlainListener, QuietListener, TerminalListener, watching
-from vgpo_lite.data_types import Accuracy, Listener, MemoryPhase, MemoryPlan, RunPlan, RunSummary, StepReport
+from vgpo_lite.data_types import Accuracy, StepReport
+from vgpo_lite.listening import Listener, MemoryPhase, MemoryPlan, RunPlan, RunSummary
 
 BEFORE = Accuracy(right=96, total=200, low=0.4118, high=0.5490)
 AFTER = Accuracy(right=122, total=200, low=0.5409, high=0.6749)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from tests.cheap_runs import lent, small_config
 from tests.report.runs import make_run, metrics_of, recorded
-from vgpo_lite.data_types import SilentListener
 from vgpo_lite.errors import CheckpointError
 from vgpo_lite.failpoints import armed
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.report import draw_report, refresh_report
 from vgpo_lite.report.charts import charts_of
 from vgpo_lite.report.facts import shown

@@ -16,7 +16,7 @@ from vgpo_lite.commands.words import (
     plan_lines,
     step_parts,
 )
-from vgpo_lite.data_types import SilentListener
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.units import duration, memory, percent
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from vgpo_lite.data_types import Accuracy, Listener, RunPlan, RunSummary, StepReport
+    from vgpo_lite.data_types import Accuracy, StepReport
+    from vgpo_lite.listening import Listener, RunPlan, RunSummary
 
 _NOTEBOOK = "JPY_PARENT_PID"
 """Set for what a notebook's cells start: a terminal by name, but one that keeps every line a bar rewrites."""

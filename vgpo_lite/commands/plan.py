@@ -18,7 +18,7 @@ from vgpo_lite.commands.options import (
 from vgpo_lite.errors import ConfigError, HardwareError
 
 if TYPE_CHECKING:
-    from vgpo_lite.data_types import MemoryPlan
+    from vgpo_lite.listening import MemoryPlan
 
 
 def plan(

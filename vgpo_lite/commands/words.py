@@ -9,7 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vgpo_lite.data_types import Accuracy, MemoryPlan, RunPlan, RunSummary
+from vgpo_lite.data_types import Accuracy
+from vgpo_lite.listening import MemoryPlan, RunPlan, RunSummary
 from vgpo_lite.units import amount, duration, memory, percent
 
 SHOWN_PARTS = 4

@@ -6,7 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from vgpo_lite.datasets.refusals import RefusalError
-from vgpo_lite.datasets.rows import DataReport, Rows
+from vgpo_lite.datasets.reports import DataReport
+from vgpo_lite.datasets.rows import Rows
 from vgpo_lite.errors import DataError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import numpy as np
 from vgpo_lite.datasets.checks import checked_rows, refuse_if_too_bad
 from vgpo_lite.datasets.columns import map_columns
 from vgpo_lite.datasets.origins import find_origin, short_name
-from vgpo_lite.datasets.rows import DataReport, DataSplit, Rows, TableSource
+from vgpo_lite.datasets.reports import DataReport, DataSplit
+from vgpo_lite.datasets.rows import Rows, TableSource
 from vgpo_lite.datasets.shapes import LENGTHS, ShapesRows
 
 if TYPE_CHECKING:

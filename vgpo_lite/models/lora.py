@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vgpo_lite.errors import CheckpointError
+from vgpo_lite.failpoints import failpoint
+from vgpo_lite.storage import discard_folder, storage_errors, sync_files, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -233,6 +235,32 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     settings = {"quantization": policy.quantization, "dtype": str(policy.dtype).removeprefix("torch.")}
     (folder / TRAINED_WITH).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(policy), encoding="utf-8")
+
+
+def place_adapter(policy: Policy, final: Path) -> None:
+    """Write the adapters as a folder that PEFT loads, whole or not at all, over one that may be there.
+
+    Raises:
+        StorageError: The disk refuses; what was there is untouched.
+    """
+    beside = final.with_name(f".tmp-{final.name}")
+    with storage_errors(str(final)):
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            failpoint("adapter.before_files")
+            save_adapter(policy, beside)
+            sync_files(beside)
+            failpoint("adapter.before_rename")
+            if final.exists():
+                discard_folder(final)
+            beside.replace(final)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            shutil.rmtree(beside, ignore_errors=True)
+            raise OSError(str(error)) from error
+        sync_folder(final.parent)
 
 
 def _card(policy: Policy) -> str:

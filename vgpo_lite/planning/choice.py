@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vgpo_lite.config.schema import RunConfig
-    from vgpo_lite.data_types import MemoryPlan
+    from vgpo_lite.listening import MemoryPlan
     from vgpo_lite.planning.job import Job
 
 SMALLEST_CHUNK = 32

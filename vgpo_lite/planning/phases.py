@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vgpo_lite.data_types import MemoryPhase
+from vgpo_lite.listening import MemoryPhase
 from vgpo_lite.planning.layer import FLOAT, LayerCosts, layer_costs
 from vgpo_lite.planning.weights import adapted_linears, adapter_matrices, state_bytes, weight_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vgpo_lite.data_types import MemoryPlan
+from vgpo_lite.listening import MemoryPlan
 from vgpo_lite.planning.phases import memory_phases
 
 if TYPE_CHECKING:
