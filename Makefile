@@ -9,7 +9,7 @@ DEFINITION := pyproject.toml constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test check fix docs types imports pytest torture install clean
+.PHONY: help browser demo test check fix docs types imports pytest torture install clean
 
 help:
 	@echo "make demo     build $(VENV), install everything, train the built-in model on the built-in shapes"
@@ -33,8 +33,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # One thread a test process: the tests' tensors are small, and threads that wait for each other cost more than they bring.
-pytest: $(VENV)/.installed-dev
+pytest: $(VENV)/.installed-dev browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# The pages are tested in a real browser. Where none can be installed, those tests say so and are skipped.
+browser:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || { \
+	  echo "Installing Chromium, in which the pages are tested ..."; \
+	  install="apt-get install --yes --no-install-recommends -qq chromium"; \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get && { $$install || { apt-get update -qq && $$install; }; }; } > /dev/null 2>&1 \
+	  || echo "It could not be installed here: run 'apt install chromium' as root for the tests of the pages."; }
 
 torture: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
