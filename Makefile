@@ -40,8 +40,8 @@ pytest: $(VENV)/.installed-dev browser
 browser:
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || { \
 	  echo "Installing Chromium, in which the pages are tested ..."; \
-	  install="apt-get install --yes --no-install-recommends -qq chromium"; \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get && { $$install || { apt-get update -qq && $$install; }; }; } > /dev/null 2>&1 \
+	  install="timeout 300 apt-get install --yes --no-install-recommends -qq chromium"; \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get && { $$install || { timeout 120 apt-get update -qq && $$install; }; }; } > /dev/null 2>&1 \
 	  || echo "It could not be installed here: run 'apt install chromium' as root for the tests of the pages."; }
 
 torture: $(VENV)/.installed-dev
