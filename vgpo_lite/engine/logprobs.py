@@ -45,6 +45,22 @@ def token_logprobs(
     return _TokenLogprobs.apply(states, head, token_ids, temperature, chunk_size)  # pyright: ignore[reportReturnType]
 
 
+@torch.no_grad()
+def token_entropies(
+    states: Float[Tensor, "token hidden"],
+    head: Float[Tensor, "vocabulary hidden"],
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+) -> Float[Tensor, " token"]:
+    """Entropy of `softmax(states @ head.T / temperature)` at each state, in nats, float32; arguments as above."""
+    entropies = [
+        torch.special.entr(((part @ head.mT).float() / temperature).softmax(dim=-1)).sum(dim=-1)
+        for part in states.split(chunk_size)
+    ]
+    return torch.cat(entropies) if entropies else states.new_zeros(0, dtype=torch.float32)
+
+
 def _chunk(
     states: Float[Tensor, "token hidden"],
     head: Float[Tensor, "vocabulary hidden"],

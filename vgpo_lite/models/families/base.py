@@ -187,6 +187,10 @@ class Family(Protocol):
         """
         ...
 
+    def painted_over(self, prompt: Prompt) -> Prompt:
+        """The same prompt, each image replaced by its own mean colour, as the processor sees it; sizes stay."""
+        ...
+
     def prompt_inputs(self, model: nn.Module, prompt: Prompt, features: VisionFeatures | None) -> PromptInputs:
         """Embed a prompt with its image features in place; positions come from the image grids.
 

@@ -6,7 +6,7 @@ Each family is one instance of `QwenFamily`, in the file of its name.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vgpo_lite.models.families.base import Tokenizer
 
 LANGUAGE_PROJECTIONS = r"self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj"
+CHANNELS = 3
+"""Red, green, blue: a patch holds all its pixels of one, then of the next."""
 VISION_TOKENS = (
     "<|vision_start|>",
     "<|vision_end|>",
@@ -183,6 +185,12 @@ class QwenFamily:
         return VisionFeatures(
             image_embeds=image_embeds, deepstack=tuple(output.deepstack_features) if self.has_deepstack else ()
         )
+
+    def painted_over(self, prompt: Prompt) -> Prompt:
+        patches = prompt.vision["pixel_values"].unflatten(1, (CHANNELS, -1))
+        images = patches.split(prompt.vision["image_grid_thw"].prod(dim=-1).tolist())
+        painted = [image.mean(dim=(0, 2), keepdim=True).expand_as(image) for image in images]
+        return replace(prompt, vision={**prompt.vision, "pixel_values": torch.cat(painted).flatten(1)})
 
     def prompt_inputs(self, model: nn.Module, prompt: Prompt, features: VisionFeatures | None) -> PromptInputs:
         inner = _parts(model).model
