@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from vgpo_lite.memory import processor_name
+
 RESULTS = Path(__file__).parent / "results"
 RELATIONS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 
@@ -52,7 +54,7 @@ def write_result(
         "commit": commit.stdout.strip(),
         "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": processor(),
+            "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_bytes": psutil.virtual_memory().total,
             "gpu": gpu,
@@ -64,11 +66,3 @@ def write_result(
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
-
-
-def processor() -> str:
-    """The processor's name, as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

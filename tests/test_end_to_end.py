@@ -50,6 +50,15 @@ def test_the_readmes_commands_take_a_model_from_the_hub_to_a_merged_folder(
     assert not [name for name in adapter if "visual" in name]
 
     merged = vgpo_lite("merge", str(run), "--output", "merged", "--verify", folder=tmp_path)
+    base = hub.repositories["models", PRESETS[preset]].snapshots["main"].commit
+    rows = hub.repositories["datasets", GEOMETRY3K].snapshots["main"].commit
+    for card in ((run / "adapter" / "README.md").read_text(), (tmp_path / "merged" / "README.md").read_text()):
+        assert f"base_model: {PRESETS[preset]}\n" in card
+        assert f"datasets:\n- {GEOMETRY3K}\n" in card
+        assert f"| base model | `{PRESETS[preset]}` at commit `{base}` |" in card
+        assert f"| data set | `{GEOMETRY3K}` at commit `{rows}`, split `train`: " in card
+        assert f"\nrevision: {base}\n" in card
+        assert f"\n  revision: {rows}\n" in card
     assert "largest logit gap" in merged.stdout
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert not hasattr(model.config, "quantization_config")

@@ -334,7 +334,7 @@ def test_a_tracker_mirrors_the_metrics_and_the_card_tells_what_was_trained(tmp_p
     assert mirrored == pytest.approx([line["reward/mean"] for line in records(output)])
     card = (output / "README.md").read_text()
     assert summary.after is not None
-    assert f"{summary.after.share:.1%} of 10" in card
+    assert f"| after | {summary.after.right} of 10 | {100 * summary.after.share:.1f} % |" in card
     assert "arXiv 2604.09349" in card
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 _SMALL_MODEL = 50_000_000  # parameters; a matrix product of a smaller model takes less than starting a second thread
@@ -70,6 +73,22 @@ def cpu_threads(wanted: int | Literal["auto"], *, parameters: int) -> int:
     if wanted != "auto":
         return wanted
     return 1 if parameters < _SMALL_MODEL else torch.get_num_threads()
+
+
+def hardware_in_words(device: torch.device) -> str:
+    """The device for people elsewhere: like `device_in_words`, a CPU with its name and the machine's memory."""
+    if device.type == "cuda":
+        return device_in_words(device)
+    installed = psutil.virtual_memory().total
+    return f"{processor_name()}, {device_in_words(device).removeprefix('CPU, ')}, {installed / 1e9:.0f} GB"
+
+
+def processor_name() -> str:
+    """The processor's name, as Linux gives it; elsewhere its kind."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def device_in_words(device: torch.device) -> str:

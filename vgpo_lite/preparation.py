@@ -47,6 +47,7 @@ class Workbench:
         stop: Whether a signal asked to stop.
         train: Rows that train, unusable ones left out; empty when only measuring.
         held_out: Rows that measure.
+        data_commit: Commit of the data set on the hub; None for rows that come from no hub.
         report: Rows left out, with reasons.
         memory: What the run is going to hold.
         notes: What the user should read before the run starts.
@@ -59,6 +60,7 @@ class Workbench:
     stop: StopFlag
     train: Rows
     held_out: Rows
+    data_commit: str | None
     report: DataReport
     memory: MemoryPlan
     notes: tuple[str, ...]
@@ -124,6 +126,7 @@ def open_workbench(
             stop=stop,
             train=fitting["train"],
             held_out=fitting["held out"],
+            data_commit=split.commit,
             report=report,
             memory=memory,
             notes=split.notes,

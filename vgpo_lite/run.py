@@ -11,14 +11,14 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vgpo_lite.card import run_card
+from vgpo_lite.card import adapter_card, adapter_companions, training_record
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
 from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.identity import identity
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.listening import RunSummary
-from vgpo_lite.memory import counts_process, device_in_words, peak_bytes
+from vgpo_lite.memory import counts_process, peak_bytes
 from vgpo_lite.models.lora import adapter_state, place_adapter
 from vgpo_lite.report import refresh_report
 from vgpo_lite.storage import replace_file
@@ -284,11 +284,9 @@ class Run:
                 f"{self.config.learning_rate:g}, the loss scale {self.loss_scale.value:g}. In float16 the first steps "
                 "may only find the scale: raise max_steps. No adapter is written."
             )
-        policy = self.bench.policy
-        place_adapter(policy, self.output / "adapter")
-        device = device_in_words(policy.device)
-        card = run_card(self.config, policy, summary, data=self.bench.train.fingerprint, device=device)
-        replace_file(self.output / "README.md", card.encode())
+        record = training_record(self.bench, summary)
+        place_adapter(self.bench.policy, self.output / "adapter", adapter_companions(record))
+        replace_file(self.output / "README.md", adapter_card(record, source="adapter").encode())
         facts = {key: value for key, value in asdict(summary).items() if key != "output"}
         self.recorder.event("finished", **facts)
         self.recorder.status("finished", exit_code=0, **facts)

@@ -101,12 +101,10 @@ def test_a_saved_adapter_names_its_model_and_commit_and_keeps_the_umask(hub: Hub
     assert (config["base_model_name_or_path"], config["revision"]) == (QWEN3_VL, policy.revision)
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 16, 0.0)
     files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
-    assert files == dict.fromkeys(
-        ("README.md", "adapter_config.json", "adapter_model.safetensors", "vgpo_lite.json"), 0o644
-    )
+    # without PEFT's README.md, which names a folder of this machine
+    assert files == dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "vgpo_lite.json"), 0o644)
     trained_with = json.loads((tmp_path / "adapter" / "vgpo_lite.json").read_text())
     assert trained_with == {"quantization": "nf4", "dtype": "float32"}
-    assert QWEN3_VL in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_a_run_directory_stands_for_its_adapter(saved: Path, tmp_path: Path) -> None:

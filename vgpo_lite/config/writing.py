@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from vgpo_lite.config.recipes import existing_path
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import FALSE_WORDS, NULL_WORDS, TRUE_WORDS, sections, settings
 from vgpo_lite.storage import replace_file
+
+_OF_THE_PLACE = frozenset({"output", "report_to", "trust_remote_code", "device"})
+"""What belongs to a machine or a person and not to a recipe; `trust_remote_code` no recipe may say."""
+_ROW_FILES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
 
 COMMENT_COLUMN = 44
 """Where the comments start, as far as the values leave room: most lines of a config are shorter."""
@@ -30,15 +35,22 @@ def write_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     replace_file(Path(path), (head + render(config, comments)).encode())
 
 
-def render(config: RunConfig, comments: Mapping[str, str], *, commented_out: bool = False) -> str:
-    """Every setting of a configuration as YAML, with a comment after each value.
+def render(
+    config: RunConfig,
+    comments: Mapping[str, str],
+    *,
+    commented_out: bool = False,
+    only: Collection[str] | None = None,
+) -> str:
+    """Settings of a configuration as YAML, with a comment after each value.
 
     Args:
         config: What to render.
         comments: What to say of a setting, by full key; one without gets none.
         commented_out: Whether each setting is switched off by a `#`, for the reader to switch some on.
+        only: The settings to render, by full key; None: all.
     """
-    values = flat_values(config)
+    values = {key: value for key, value in flat_values(config).items() if only is None or key in only}
     lines: list[str] = []
     section = ""
     for key, value in sorted(values.items(), key=lambda pair: "." in pair[0]):  # sections after single settings
@@ -61,6 +73,54 @@ def flat_values(config: RunConfig) -> dict[str, object]:
         section, dot, name = key.rpartition(".")
         flat[key] = nested[section][name] if dot else nested[name]
     return flat
+
+
+def shared_recipe(config: RunConfig) -> str:
+    """Every setting that something set, or that differs from its default, as YAML for others to repeat the run with."""
+    defaults, own = flat_values(RunConfig()), flat_values(config)
+    changed = {key for key, value in own.items() if value != defaults[key]}
+    kept = ({"model", "dataset"} | changed | set(config.sources)) - _OF_THE_PLACE
+    return render(config, {}, only=kept).lstrip("\n")
+
+
+def shareable(config: RunConfig, *, revision: str | None, data_revision: str | None) -> RunConfig:
+    """The same settings for others: commits in the place of branches, and no folder of this machine.
+
+    Args:
+        config: The settings of a run.
+        revision: Commit of its model on the hub; None: it comes from no hub.
+        data_revision: The same of its data set.
+    """
+    functions = {_own_function(name): weight for name, weight in config.reward.functions.items()}
+    own_data = None if config.data.id is None else own_name(config.data.id)
+    return config.model_copy(
+        update={
+            "model": own_name(config.model),
+            "model_id": None if config.model_id is None else own_name(config.model_id),
+            "revision": revision,
+            "adapter": None if config.adapter is None else own_name(config.adapter),
+            "dataset": own_name(config.dataset),
+            "output": None,
+            "data": config.data.model_copy(update={"id": own_data, "revision": data_revision}),
+            "reward": config.reward.model_copy(update={"functions": functions}),
+        }
+    )
+
+
+def own_name(name: str) -> str:
+    """A name as it is, a path without its folders.
+
+    >>> own_name("Qwen/Qwen2-VL-2B-Instruct"), own_name("/home/me/rows.jsonl"), own_name("../my/rows.parquet")
+    ('Qwen/Qwen2-VL-2B-Instruct', 'rows.jsonl', 'rows.parquet')
+    """
+    path = Path(name).expanduser()
+    is_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.suffix in _ROW_FILES
+    return path.resolve().name if is_path or existing_path(name) is not None else name
+
+
+def _own_function(name: str) -> str:
+    file, colon, function = name.rpartition(":")
+    return f"{Path(file).name}:{function}" if colon else name
 
 
 def scalar(value: object) -> str:

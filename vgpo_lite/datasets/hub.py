@@ -136,7 +136,7 @@ def _hub_folder(repository: str, snapshot: str, unreached: str = "") -> LocalDat
     """A repository of image files, whose rows name them: read as the folder it is, links into the cache included."""
     folder = Path(snapshot)
     provenance = f"{repository} at commit {folder.name}{unreached}"
-    return LocalData(path=folder, provenance=provenance, boundary=folder.parents[1])
+    return LocalData(path=folder, provenance=provenance, boundary=folder.parents[1], commit=folder.name)
 
 
 def _kept_folder(repository: str, revision: str | None) -> LocalData | None:

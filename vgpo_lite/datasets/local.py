@@ -42,11 +42,13 @@ class LocalData:
         path: One file, or the folder that holds them.
         provenance: Where they are, in words.
         boundary: Image files may lie anywhere in it; None: only beside the file that names them.
+        commit: Of the hub they were fetched from; None for files that come from no hub.
     """
 
     path: Path
     provenance: str
     boundary: Path | None
+    commit: str | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -67,7 +67,9 @@ def open_rows(
         count = len(usable) if whole else min(config.eval.held_out, len(usable) // _ROWS_PER_HELD_OUT_ROW)
         held_out, train = usable.keep(order[:count]), usable.keep(np.sort(order[count:]))
     refuse_if_too_bad(report, max_bad_rows=data.max_bad_rows)
-    return DataSplit(train=train, held_out=held_out, report=report, notes=notes, columns=reader.roles)
+    return DataSplit(
+        train=train, held_out=held_out, report=report, notes=notes, columns=reader.roles, commit=reader.origin.commit
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,11 @@ class Origin(Protocol):
         """Where it was found, and at which state."""
         ...
 
+    @property
+    def commit(self) -> str | None:
+        """The commit on the hub; None for files that come from no hub."""
+        ...
+
     def open_split(self, split: str, *, key: str) -> StoredSplit:
         """Open one split; `key` is the setting that named it."""
         ...

@@ -70,6 +70,7 @@ class DataSplit:
         report: What the check found, over both.
         notes: What the user should read before the run: the revision, warnings.
         columns: What each stored column serves as; empty for rows that are drawn.
+        commit: Of the hub; None for rows that come from no hub.
     """
 
     train: Rows
@@ -77,3 +78,4 @@ class DataSplit:
     report: DataReport
     notes: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vgpo_lite.card import citation, cost_and_recipe, front_matter, results, snippet
+from vgpo_lite.config.writing import own_name
+
 if TYPE_CHECKING:
+    from vgpo_lite.card import TrainingRecord
     from vgpo_lite.models.agreement import Agreement
 
 Base = Literal["dequantized", "original"]
@@ -39,19 +43,28 @@ class MergeReport:
     notes: tuple[str, ...] = ()
 
 
-def model_card(report: MergeReport) -> str:
-    """The merged folder's README.md: what was merged into what, and how well it agrees with the adapter."""
+def model_card(report: MergeReport, record: TrainingRecord | None) -> str:
+    """The merged folder's README.md.
+
+    Args:
+        report: What was merged into what, and how well it agrees with the adapter.
+        record: What the adapter's folder tells of its training; None for an adapter that was trained elsewhere.
+    """
     commit = f" at commit `{report.revision}`" if report.revision else ""
-    front = f"base_model: {report.model_id}\n" if report.revision else ""
+    name = report.model_id if report.revision else own_name(report.model_id)
     into = {
         "dequantized": "the weights the adapter was trained on",
         "original": "the original weights, which the adapter was not trained on",
     }[report.base]
     lines = [
-        f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n{front}tags:\n- vgpo-lite\n---",
-        f"# {Path(report.output).name}",
-        f"An adapter trained with vgpo-lite, merged into {into}: `{report.model_id}`{commit}. The base model's licence "
+        front_matter(record, library="transformers", base=report.model_id if report.revision else None),
+        f"# {Path(report.output).name if record is None else record.title}",
+        f"A whole model: a LoRA adapter merged with vgpo-lite into {into}, `{name}`{commit}. The base model's licence "
         "applies.",
+        *([] if record is None else [results(record)]),
+        "## Use",
+        snippet(record, kind="merged", source="."),
+        "## Merge",
         f"- layers changed: {report.layers}\n- stored as: {report.dtype}\n- error of rounding: "
         f"{report.rounding_error:.2%} of the update",
     ]
@@ -66,8 +79,6 @@ def model_card(report: MergeReport) -> str:
             f"| same most likely token, merged and adapter | {report.agreement.greedy:.1%} |"
         )
     lines += list(report.notes)
-    lines.append(
-        "```python\nfrom transformers import pipeline\n\n"
-        'pipe = pipeline("image-text-to-text", model="path/to/this/folder")\n```'
-    )
+    lines += [] if record is None else [cost_and_recipe(record)]
+    lines.append(citation())
     return "\n\n".join(lines) + "\n"

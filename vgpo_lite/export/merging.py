@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vgpo_lite.card import read_record
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ConfigError, MergeError
 from vgpo_lite.export.card import Base, MergeReport, model_card
@@ -110,7 +111,8 @@ def merge(
     source, output = Path(source), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Choose another --output.")
-    job = _job(read_adapter(adapter_folder(source)), base=base, verify=verify, device=device)
+    adapter = adapter_folder(source)
+    job, record = _job(read_adapter(adapter), base=base, verify=verify, device=device), read_record(adapter)
     wanted = _formats(job, dtype)
     temporary = output.absolute().with_name(f".{output.name}.{os.getpid()}.tmp")
     with storage_errors(str(output)):
@@ -135,7 +137,7 @@ def merge(
                     agreement=compared,
                     notes=tuple(notes),
                 )
-                _finish(report, temporary, output)
+                _finish(model_card(report, record), temporary, output)
                 return report
             notes.append(f"{_name(stored)} was given up: {problem}")
     finally:
@@ -238,10 +240,10 @@ def _problem(rounding_error: float, compared: Agreement | None) -> str | None:
     return None
 
 
-def _finish(report: MergeReport, temporary: Path, output: Path) -> None:
+def _finish(card: str, temporary: Path, output: Path) -> None:
     """Write the card, make every file durable and readable under the user's umask, and give the folder its name."""
     with storage_errors(str(output)):
-        (temporary / "README.md").write_text(model_card(report), encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         for path in temporary.iterdir():
             shutil.copymode(temporary / "README.md", path)
             with path.open("rb") as file:

@@ -223,22 +223,28 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the adapters as a folder that PEFT loads as it is. Asks no network.
 
     Beside PEFT's own files it holds `vgpo_lite.json`: how the model was quantized and rounded while they were trained,
-    so that a merge can start from the very same weights.
+    so that a merge can start from the very same weights. PEFT's card, which tells nothing and names a folder of this
+    machine, is left out.
     """
     policy.model.save_pretrained(
         str(folder),
         state_dict=dict(policy.adapters()),
         save_embedding_layers=False,  # otherwise PEFT asks the hub how large the vocabulary was
     )
+    (folder / "README.md").unlink(missing_ok=True)
     # safetensors renames a private temporary file into place; the others were written under the user's umask
     shutil.copymode(folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS)
     settings = {"quantization": policy.quantization, "dtype": str(policy.dtype).removeprefix("torch.")}
     (folder / TRAINED_WITH).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(policy), encoding="utf-8")
 
 
-def place_adapter(policy: Policy, final: Path) -> None:
+def place_adapter(policy: Policy, final: Path, companions: Mapping[str, bytes]) -> None:
     """Write the adapters as a folder that PEFT loads, whole or not at all, over one that may be there.
+
+    Args:
+        policy: Whose adapters.
+        final: The folder.
+        companions: Further files of it by name, such as its card.
 
     Raises:
         StorageError: The disk refuses; what was there is untouched.
@@ -249,6 +255,8 @@ def place_adapter(policy: Policy, final: Path) -> None:
         try:
             failpoint("adapter.before_files")
             save_adapter(policy, beside)
+            for name, content in companions.items():
+                (beside / name).write_bytes(content)
             sync_files(beside)
             failpoint("adapter.before_rename")
             if final.exists():
@@ -261,17 +269,3 @@ def place_adapter(policy: Policy, final: Path) -> None:
             shutil.rmtree(beside, ignore_errors=True)
             raise OSError(str(error)) from error
         sync_folder(final.parent)
-
-
-def _card(policy: Policy) -> str:
-    config = policy.model.peft_config["default"]
-    commit = f" at commit {policy.revision}" if policy.revision else ""
-    base = f"base_model: {policy.model_id}\n" if policy.revision else ""
-    return (
-        f"---\nlibrary_name: peft\n{base}tags:\n- vgpo-lite\n- lora\n---\n"
-        f"Adapters trained with vgpo-lite for {policy.model_id}{commit}, quantization {policy.quantization}.\n\n"
-        f"Form: {config.to_dict()['peft_type']}, target modules `{config.to_dict()['target_modules']}`.\n\n"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
-        f"model = AutoModelForImageTextToText.from_pretrained({policy.model_id!r}, revision={policy.revision!r})\n"
-        "model = PeftModel.from_pretrained(model, <this folder>)\n```\n"
-    )
