@@ -65,7 +65,13 @@ class Heard(SilentListener):
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What opening a run finds; tests change its policy and rows."""
     parts = SimpleNamespace(
-        policy=small_policy("qwen2_vl"), train=Rows(), held_out=(), report=DataReport(kept=7), notes=(), memory=None
+        policy=small_policy("qwen2_vl"),
+        engine=SimpleNamespace(restore_sizes=lambda _kept: ()),
+        train=Rows(),
+        held_out=(),
+        report=DataReport(kept=7),
+        notes=(),
+        memory=None,
     )
 
     @contextlib.contextmanager

@@ -26,7 +26,6 @@ from vgpo_lite.checkpoint import (
     restore_generators,
 )
 from vgpo_lite.config.writing import flat_values, write_config
-from vgpo_lite.data_types import Accuracy
 from vgpo_lite.engine.optimizer import LossScale, learning_rate, make_optimizer
 from vgpo_lite.errors import CheckpointError, RewardError, StorageError, ending
 from vgpo_lite.failpoints import check_failpoints
@@ -37,9 +36,10 @@ from vgpo_lite.memory import device_in_words
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
+from vgpo_lite.progress import Progress
 from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
 from vgpo_lite.report import refresh_report
-from vgpo_lite.run import Progress, Run
+from vgpo_lite.run import Run
 from vgpo_lite.storage import discard_folder, json_bytes, replace_file, sweep
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
@@ -52,9 +52,7 @@ if TYPE_CHECKING:
     from vgpo_lite.listening import Listener
     from vgpo_lite.preparation import Workbench
 
-_KEPT = frozenset(
-    {"identity", "max_steps", "loss_scale", "before", "draws", "updated_steps", "useful_groups", "bad_steps"}
-)
+_KEPT = Progress().state().keys() | {"identity", "max_steps", "loss_scale", "shrunk_sizes"}
 
 
 @contextlib.contextmanager
@@ -170,7 +168,7 @@ def _begun(
     run.step_seconds = recorded_values(output, "time/step_seconds")
     write_config(bench.config, output / "config.yaml")
     if checkpoint is not None:
-        recorder.event("resumed", step=checkpoint.step)
+        recorder.event("resumed", step=checkpoint.step, shrunk_sizes=run.shrunk_sizes)
     if run.unfinished and (output / "adapter").exists():
         discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
     return run
@@ -183,15 +181,10 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.loss_scale.restore(kept["loss_scale"])
     restore_generators(checkpoint.generators)
     run.generators = checkpoint.generators
-    before = kept["before"]
-    run.progress = Progress(
-        step=checkpoint.step,
-        draws=kept["draws"],
-        updated_steps=kept["updated_steps"],
-        useful_groups=kept["useful_groups"],
-        bad_steps=kept["bad_steps"],
-        before=None if before is None else Accuracy(**before),
-    )
+    run.shrunk_sizes = kept["shrunk_sizes"]
+    if stay := run.bench.engine.restore_sizes(kept["shrunk_sizes"]):
+        run.listener.noted(f"memory ran out before, so sizes stay small: {'; '.join(stay)}")
+    run.progress = Progress.restored(checkpoint.step, kept)
     run.first_step = checkpoint.step + 1
     if checkpoint.pending:
         run.pending = restored_window(checkpoint.pending, prompt_at=run.prompt_at, text_of=run.bench.policy.text_of)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.engine import PatientEngine
     from vgpo_lite.windows import ScoredGroup
 
 
@@ -82,3 +84,9 @@ def step_costs(rollout_seconds: float, update_seconds: float, device: torch.devi
         "time/step_seconds": rollout_seconds + update_seconds,
         "memory/peak_bytes": float(peak_bytes(device)),
     }
+
+
+def sizes_in_use(engine: PatientEngine, config: RunConfig) -> dict[str, float]:
+    """What a step is cut into by now: settings under `memory/`, as numbers."""
+    sizes = engine.sizes_in_use(config.num_generations, config.prompts_per_step)
+    return {f"memory/{name.removeprefix('memory.')}": size for name, size in sizes.items()}

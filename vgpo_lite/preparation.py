@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Outline, Prompt
     from vgpo_lite.datasets import DataReport, Rows
-    from vgpo_lite.engine import Backoff, Engine
+    from vgpo_lite.engine import Backoff, PatientEngine
     from vgpo_lite.listening import Listener, MemoryPlan
     from vgpo_lite.models import Policy
     from vgpo_lite.planning import Architecture
@@ -55,7 +55,7 @@ class Workbench:
 
     config: RunConfig
     policy: Policy
-    engine: Engine
+    engine: PatientEngine
     grader: Grader
     stop: StopFlag
     train: Rows

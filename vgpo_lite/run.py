@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vgpo_lite.card import adapter_card, adapter_companions, training_record
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
@@ -20,6 +20,7 @@ from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.listening import RunSummary
 from vgpo_lite.memory import counts_process, peak_bytes
 from vgpo_lite.models.lora import adapter_state, place_adapter
+from vgpo_lite.progress import Progress
 from vgpo_lite.report import refresh_report
 from vgpo_lite.storage import replace_file
 from vgpo_lite.windows import window_tensors
@@ -47,32 +48,12 @@ _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
 
 
 @dataclass(kw_only=True)
-class Progress:
-    """Where a run stands at the end of a step.
-
-    Attributes:
-        step: Optimizer steps done, skipped ones counted.
-        draws: Prompts drawn.
-        updated_steps: Steps that moved the adapter.
-        useful_groups: Groups trained on so far.
-        bad_steps: Steps in a row whose gradient was not finite.
-        before: Held-out accuracy before the first step.
-    """
-
-    step: int = 0
-    draws: int = 0
-    updated_steps: int = 0
-    useful_groups: int = 0
-    bad_steps: int = 0
-    before: Accuracy | None = None
-
-
-@dataclass(kw_only=True)
 class Run:
     """A run in the making: what it works with, where it stands and where it writes.
 
     While an optimizer moves the adapters they belong to no step: `is_settled` is then False, and nothing is saved. The
-    process-wide generators, which a reward function may draw from, are saved as they were at the last step's end.
+    process-wide generators, which a reward function may draw from, and sizes that shrank because memory ran out are
+    saved as they were at the last step's end.
     """
 
     bench: Workbench
@@ -93,6 +74,7 @@ class Run:
     is_checked: bool = False
     is_settled: bool = True
     generators: Mapping[str, Tensor] = field(default_factory=generator_states)
+    shrunk_sizes: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -183,7 +165,7 @@ class Run:
         if window.updates == 0 and (report.step == 1 or any(step % every == 0 for step in steps)):
             groups, rewards = zip(*((s.group, s.rewards) for s in window.sampled), strict=True)
             self.recorder.completions(report.step, groups, rewards)
-        self.generators = generator_states()
+        self._keep_surroundings()
         self.is_settled = True  # only now: a step that is saved has its records
         self.listener.stepped(report, self.seconds_left)
         if failed:
@@ -198,6 +180,11 @@ class Run:
             self.save()
         return after
 
+    def _keep_surroundings(self) -> None:
+        """Keep for a checkpoint what changes within a step and is no part of it."""
+        self.generators = generator_states()
+        self.shrunk_sizes = self.bench.engine.shrunk_sizes()
+
     @property
     def seconds_left(self) -> float:
         """Estimate from the median of the last twenty steps."""
@@ -209,19 +196,15 @@ class Run:
         folder = checkpoint_folder(self.output / "checkpoints", self.progress.step)
         if folder in checkpoints(folder.parent):
             return folder
-        before = self.progress.before
         save_checkpoint(
             folder.parent,
             Checkpoint(
                 step=self.progress.step,
                 progress={
-                    "draws": self.progress.draws,
-                    "updated_steps": self.progress.updated_steps,
-                    "useful_groups": self.progress.useful_groups,
-                    "bad_steps": self.progress.bad_steps,
-                    "before": None if before is None else asdict(before),
+                    **self.progress.state(),
                     "loss_scale": self.loss_scale.state(),
                     "max_steps": self.config.max_steps,
+                    "shrunk_sizes": dict(self.shrunk_sizes),
                     "identity": identity(self.bench),
                 },
                 adapter=adapter_state(self.bench.policy),
@@ -238,8 +221,8 @@ class Run:
     def measure_before(self) -> None:
         """Measure once before the first step of a run, and keep the result where a resumed run finds it."""
         if self.progress.step == 0 and self.progress.before is None:
-            self.progress.before = self.measure("before")
-            self.generators = generator_states()
+            self.progress = replace(self.progress, before=self.measure("before"))
+            self._keep_surroundings()
             self.save()
 
     def measure(self, name: str) -> Accuracy | None:

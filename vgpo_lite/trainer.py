@@ -17,7 +17,7 @@ from vgpo_lite.engine import Look
 from vgpo_lite.engine.optimizer import apply_gradients, learning_rate
 from vgpo_lite.invariants import check_first_group
 from vgpo_lite.lifecycle import open_run
-from vgpo_lite.metrics import Tally, rollout_metrics, step_costs
+from vgpo_lite.metrics import Tally, rollout_metrics, sizes_in_use, step_costs
 from vgpo_lite.rehearsal import rehearse
 from vgpo_lite.terms import objective_of, weighting_of
 from vgpo_lite.windows import LearnedGroup, ScoredGroup, Window
@@ -108,6 +108,7 @@ def step(run: Run, window: Window) -> Window:
             time.perf_counter() - started,
             run.bench.policy.device,
         ),
+        **sizes_in_use(engine, run.config),
     }
     report = StepReport(step=number, metrics=metrics)
     run.journal.record(before, report, window, learned, loss_scale=run.loss_scale.value)

@@ -95,6 +95,14 @@ def test_the_numbers_of_the_table_are_those_of_the_records(tmp_path: Path, one_c
     assert table["steps"] == ["6 of 6, 6 of them updates"]
 
 
+def test_sizes_that_shrank_are_told_with_those_of_the_first_step(tmp_path: Path, one_chart: None) -> None:
+    sizes = {"memory/prompts_per_decode": 4.0, "memory/rows_per_decode": 8.0, "memory/rows_per_micro_batch": 8.0}
+    shrunk = sizes | {"memory/prompts_per_decode": 2.0}
+    run = make_run(tmp_path / "run", steps=2, changes={1: sizes, 2: shrunk})
+    expected = "2 prompts while decoding (4 at first), 8 completions of each, 8 completions per micro-batch"
+    assert page_of(run).table["worked on together"] == [expected]
+
+
 def test_every_chart_is_an_image_on_the_page_and_a_file_beside_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     page = page_of(run)

@@ -7,7 +7,8 @@ reference), `patient` (around either: smaller parts when memory runs out). docs/
 
 from vgpo_lite.engine.backoff import Backoff
 from vgpo_lite.engine.choice import make_engine
+from vgpo_lite.engine.patient import PatientEngine
 from vgpo_lite.engine.protocol import Engine, EngineSettings, Look
 from vgpo_lite.engine.rollout import DecodeProgress
 
-__all__ = ["Backoff", "DecodeProgress", "Engine", "EngineSettings", "Look", "make_engine"]
+__all__ = ["Backoff", "DecodeProgress", "Engine", "EngineSettings", "Look", "PatientEngine", "make_engine"]

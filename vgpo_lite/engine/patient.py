@@ -1,14 +1,15 @@
 """An engine that runs out of memory and goes on: what fails is done again in smaller parts, with the same result.
 
-Around any `Engine`. Sizes that have shrunk stay for the rest of the run. What was sampled before the failure is kept;
-noise depends on seed, place, row and token alone, so what is sampled again comes out the same. An update that failed
-leaves no gradient behind: those of other groups are put back, and its own begins anew in smaller parts.
+Around any `Engine`. Sizes that have shrunk stay for the rest of the run, also where a checkpoint is continued. What was
+sampled before the failure is kept; noise depends on seed, place, row and token alone, so what is sampled again comes
+out the same. An update that failed leaves no gradient behind: those of other groups are put back, and its own begins
+anew in smaller parts.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vgpo_lite.engine.backoff import (
     Backoff,
@@ -45,6 +46,8 @@ SETTING_NAMES = {
 }
 """What the user calls each size of an engine."""
 
+_DECODED = ("prompts_per_decode", "rows_per_decode")
+
 
 class PatientEngine:
     """An `Engine` that backs off; see `protocol.Engine`."""
@@ -72,6 +75,7 @@ class PatientEngine:
         self._policy = policy
         self._build = build
         self._engine = build(settings)
+        self._first = settings
         self._advice = advice
         self._written = written or {}
         self._on_backoff = on_backoff
@@ -87,6 +91,49 @@ class PatientEngine:
     def rows_at_once(self, group: RolloutGroup) -> int:
         """As the engine within."""
         return self._engine.rows_at_once(group)
+
+    def sizes_in_use(self, group_size: int, prompts: int) -> dict[str, float]:
+        """What decodes together of so many groups, tokens per chunk, and whether activations are recomputed, by what
+        the user calls each.
+        """
+        decode, now = self._decode_sizes(group_size, prompts), self.settings
+        sizes = {
+            "prompts_per_decode": min(decode.prompts, prompts),
+            "rows_per_decode": decode.rows,
+            "logprob_chunk": now.logprob_chunk,
+            "focus_chunk": now.focus_chunk,
+            "recompute": now.recompute,
+        }
+        return {SETTING_NAMES[name]: float(size) for name, size in sizes.items()}
+
+    def shrunk_sizes(self) -> dict[str, Any]:
+        """What a checkpoint keeps of sizes that have shrunk, ready for JSON; empty while none has."""
+        first, now = asdict(self._first), asdict(self.settings)
+        parts = {name: now[name] for name in SETTING_NAMES if now[name] != first[name]}
+        if not parts and not self._decode:
+            return {}
+        decode = {str(size): list(sizes) for size, sizes in self._decode.items()}
+        return {"first": {name: first[name] for name in SETTING_NAMES}, "parts": parts, "decode": decode}
+
+    def restore_sizes(self, kept: Mapping[str, Any]) -> tuple[str, ...]:
+        """Go on with sizes that `shrunk_sizes` told, but for settings that have been changed since: those count anew.
+
+        Returns:
+            Each size that stays small, in words.
+        """
+        if not kept:
+            return ()
+        first = asdict(self._first)
+        same = {name for name, size in kept["first"].items() if size == first[name]}
+        parts = {name: size for name, size in kept["parts"].items() if name in same}
+        decode = {int(size): DecodeSizes(*sizes) for size, sizes in kept["decode"].items() if same.issuperset(_DECODED)}
+        if parts:
+            self._engine = self._build(replace(self._first, **parts))
+        self._decode = decode
+        return (
+            *(f"{SETTING_NAMES[name]} is {size}" for name, size in parts.items()),
+            *(f"groups of {size} decode {sizes.prompts} x {sizes.rows} at a time" for size, sizes in decode.items()),
+        )
 
     def sample(
         self,
@@ -171,7 +218,7 @@ class PatientEngine:
         if smaller is None:
             raise self._exhausted("decoding", shortage)
         self._decode[group_size] = smaller
-        pairs = zip(("prompts_per_decode", "rows_per_decode"), failed, smaller, strict=True)
+        pairs = zip(_DECODED, failed, smaller, strict=True)
         self._tell("decoding", shortage, {name: (was, now) for name, was, now in pairs if was != now})
 
     def _take_less(self, phase: Phase, group: RolloutGroup, shortage: Shortage) -> None:

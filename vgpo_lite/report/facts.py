@@ -36,6 +36,9 @@ def outcome_rows(run: RunRecord) -> list[tuple[str, str]]:
     peaks = _known(run.metrics.get("memory/peak_bytes", ()))
     if peaks:
         rows.append(("peak memory", memory(max(peaks))))
+    sizes = _sizes(run)
+    if sizes:
+        rows.append(("worked on together", sizes))
     if "device" in run.facts:
         rows.append(("hardware", str(run.facts["device"])))
     if run.unread:
@@ -54,6 +57,25 @@ def _steps(run: RunRecord) -> str:
     updated = run.status.get("updated_steps")
     words = f"{done:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
     return words + (f", {updated:,} of them updates" if isinstance(updated, int) else "")
+
+
+_SIZES = (
+    ("memory/prompts_per_decode", "prompts while decoding"),
+    ("memory/rows_per_decode", "completions of each"),
+    ("memory/rows_per_micro_batch", "completions per micro-batch"),
+    ("memory/logprob_chunk", "tokens per chunk"),
+)
+
+
+def _sizes(run: RunRecord) -> str:
+    """The sizes of the last step, each with that of the first where memory ran out in between."""
+    told = []
+    for name, words in _SIZES:
+        known = _known(run.metrics.get(name, ()))
+        if known:
+            shrank = f" ({shown(known[0])} at first)" if known[0] != known[-1] else ""
+            told.append(f"{shown(known[-1])} {words}{shrank}")
+    return ", ".join(told)
 
 
 def accuracy_in_words(accuracy: Accuracy) -> str:
