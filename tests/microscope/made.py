@@ -25,6 +25,7 @@ def inspection(
     values: torch.Tensor | None = None,
     copies: int = 1,
     image: Image.Image | None = None,
+    reliance: dict[str, torch.Tensor] | None = None,
 ) -> Inspection:
     """One prompt; every completion has the same numbers everywhere."""
     maps = np.array([[0.1, 0.4], [0.3, 0.1]]) if maps is None else maps
@@ -41,6 +42,7 @@ def inspection(
         on_itself=values,
         maps=maps,
         reward=1.0,
+        reliance=reliance or {},
     )
     prompt = SeenPrompt(
         sample_id="by/hand",
@@ -49,7 +51,8 @@ def inspection(
         images=(SeenImage(image=image or Image.new("RGB", (40, 20), (200, 30, 30)), rows=rows, columns=columns),),
         groups={"before": (completion,) * copies, "after": (completion,)},
     )
-    return Inspection(title=title, facts={"model": "tiny"}, prompts=(prompt,))
+    hidden = None if reliance is None else "the last 7 of 28 layers"
+    return Inspection(title=title, facts={"model": "tiny"}, prompts=(prompt,), hidden_from=hidden)
 
 
 def page_data(page: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.microscope.made import inspection
 from vgpo_lite.microscope import inspection_page
@@ -96,10 +97,10 @@ class Browser:
         )
         self.page("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
 
-    def press(self, key: str) -> None:
-        """Press and let go of a key."""
+    def press(self, key: str, number: int = 0) -> None:
+        """Press and let go of a key; what the browser itself does with it asks for the key's number."""
         for kind in ("keyDown", "keyUp"):
-            self.page("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+            self.page("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=number)
 
     def close(self) -> None:
         """End it."""
@@ -163,6 +164,50 @@ def test_markup_in_a_token_is_text(browser: Browser) -> None:
 def test_right_and_wrong_answers_have_their_histograms(browser: Browser) -> None:
     assert browser.run("document.querySelectorAll('#summary svg').length") == 2
     assert "right (1)" in browser.run("document.querySelector('#summary').textContent")
+
+
+@pytest.fixture
+def with_losses(browser: Browser, tmp_path: Path) -> Iterator[Browser]:
+    reliance = {
+        "painted_over": torch.tensor([4.0, -2.0, 0.0]),
+        "hidden_late": torch.tensor([0.0, 0.25, 0.0]),
+        "entropy": torch.tensor([0.1, 0.2, 0.3]),
+    }
+    path = tmp_path / "causal.html"
+    path.write_text(inspection_page(inspection(maps=np.full((3, 2), 0.1), reliance=reliance)))
+    usual = browser.run("location.pathname")
+    browser.open(path)
+    yield browser
+    browser.open(type(path)(usual))
+
+
+def test_losses_without_the_image_are_colours_and_numbers(with_losses: Browser) -> None:
+    browser = with_losses
+    browser.run("document.querySelector('input[value=advantage]').focus()")
+    browser.press("ArrowRight", 39)  # from one choice of the switch to the next
+    assert browser.run("document.querySelector('input[name=kind]:checked').value") == "painted_over"
+    colours = (
+        "Array.from(document.querySelectorAll('.token')).slice(0, 3).map(t => getComputedStyle(t).backgroundColor)"
+    )
+    assert browser.run(colours) == ["rgba(11, 110, 79, 0.6)", "rgba(179, 84, 30, 0.3)", "rgba(11, 110, 79, 0)"]
+    browser.page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    dark = browser.run(colours)
+    browser.page("Emulation.setEmulatedMedia", features=[])
+    assert dark == ["rgba(61, 190, 145, 0.6)", "rgba(232, 133, 70, 0.3)", "rgba(61, 190, 145, 0)"]
+    browser.press("ArrowRight", 39)
+    scale = "document.getElementById('scale').textContent"
+    assert "where the last 7 of 28 layers cannot read the image, in nats; full colour at 0.250" in browser.run(scale)
+    browser.run("document.querySelector('.token').focus()")
+    browser.press("ArrowRight")
+    told = browser.run("document.querySelector('.told').textContent")
+    assert told.endswith("loss without image -2.000 · loss if hidden late 0.250 · entropy 0.200")
+    head = browser.run("document.querySelector('.head').textContent")
+    assert "focus against loss without image -0.50, loss if hidden late 0.00, entropy 1.00" in head
+
+
+def test_a_page_without_losses_does_not_name_them(browser: Browser) -> None:
+    assert browser.run("document.querySelectorAll('input[name=kind]').length") == 4
+    assert "loss" not in browser.run("document.querySelector('main').innerText")
 
 
 def test_the_dark_page_is_dark(browser: Browser) -> None:

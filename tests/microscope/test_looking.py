@@ -13,9 +13,10 @@ from vgpo_lite.algorithm.maps import attention_maps
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_types import GroupRewards, Sample
 from vgpo_lite.engine import make_engine
+from vgpo_lite.engine.hiding import image_reliance
 from vgpo_lite.engine.maps import group_attention_maps
 from vgpo_lite.microscope import inspect_prompts
-from vgpo_lite.microscope.looking import token_texts
+from vgpo_lite.microscope.looking import hidden_from, token_texts
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import encode_prompt
 
@@ -77,7 +78,7 @@ def test_before_and_after_show_what_the_method_reads() -> None:
     )
     prompt = encode_prompt(sample, policy.processor, config.data)
     rewards = GroupRewards(rewards=torch.tensor([1.0, 0.0]), components={})
-    [seen] = inspect_prompts(policy, engine, [prompt], config, grade=lambda group: rewards, compare=True)
+    [seen] = inspect_prompts(policy, engine, [prompt], config, grade=lambda group: rewards, compare=True, causal=True)
     assert list(seen.groups) == ["before", "after"]
     assert [(image.rows, image.columns) for image in seen.images] == [(4, 4)]
     right, wrong = seen.groups["after"]
@@ -98,6 +99,14 @@ def test_before_and_after_show_what_the_method_reads() -> None:
     assert right.gate[first + int(right.focus[first:].argmax())] == 1
     assert not torch.equal(seen.groups["before"][0].on_image[:1], right.on_image[:1])
     first = engine.sample([prompt], config.sampling, places=[0], on_step=None)[0]
+    with policy.reference():
+        group = engine.sample([prompt], config.sampling, places=[0], on_step=None)[0]
+        without = image_reliance(policy, group, temperature=config.temperature)
+    for name in ("painted_over", "hidden_late", "entropy"):
+        kept = getattr(without, name)[1][group.completion_mask[1]]
+        torch.testing.assert_close(seen.groups["before"][1].reliance[name], kept)
+        assert float(kept.abs().max()) > 0
+    assert hidden_from(policy) == "the last of 4 layers"
     assert "".join(right.tokens).replace("<|im_end|>", "").replace("<|endoftext|>", "") == first.texts[0]
 
 

@@ -74,3 +74,20 @@ def test_numbers_are_those_of_the_completion() -> None:
     assert completion["focus"] == completion["psi"] == completion["advantage"] == [0.25, 0.1235]
     assert completion["ratio"] == pytest.approx(0.123456 / 0.25, abs=1e-4)
     assert json.dumps(completion["reward"]) == "1.0"
+
+
+def test_losses_without_the_image_stand_beside_the_focus_they_are_compared_with() -> None:
+    plain = page_data(inspection_page(inspection()))
+    assert plain["hidden_from"] is None
+    assert plain["prompts"][0]["groups"][0]["completions"][0]["agreement"] == {}
+    reliance = {
+        "painted_over": torch.tensor([2.0, -0.5, 7.12344]),
+        "hidden_late": torch.zeros(3),
+        "entropy": torch.tensor([3.0, 2.0, 1.0]),
+    }
+    data = page_data(inspection_page(inspection(maps=np.full((3, 2), 0.1), reliance=reliance)))
+    completion = data["prompts"][0]["groups"][0]["completions"][0]
+    assert data["hidden_from"] == "the last 7 of 28 layers"
+    assert completion["painted_over"] == [2.0, -0.5, 7.1234]
+    # Focus rises: ranks 1, 2, 3 against 2, 1, 3 and 3, 2, 1; what is constant has no order.
+    assert completion["agreement"] == {"painted_over": 0.5, "hidden_late": None, "entropy": -1.0}

@@ -14,6 +14,7 @@ from vgpo_lite.errors import ConfigError
 if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.microscope import Inspection
+    from vgpo_lite.models import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,18 @@ def inspect(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write.", show_default=True)
     ] = Path("inspection.html"),
+    causal: Annotated[
+        bool,
+        typer.Option("--causal", help="Also what each token loses without the image, or with it hidden late."),
+    ] = False,
     overrides: SetOption = None,
 ) -> None:
     """Show what a model looks at while it answers, token by token.
 
     Writes one HTML file that opens from the disk and needs no network. With
     an adapter or a run, the model answers without and with it, side by side.
+    --causal scores every answer again, once with the image replaced by its
+    mean colour and once with it hidden from the last quarter of the layers.
 
     Examples:
 
@@ -82,13 +89,13 @@ def inspect(
     config = resolve(recipe=named.recipe, overrides=overrides or (), flags=flags, flag_style="--")
     import_backend(config.backend, device=config.device)
     if question is None:
-        inspection = _of_rows(config)
+        inspection = _of_rows(config, causal=causal)
     else:
-        inspection = _of_question(config, Question(text=question, images=tuple(images or ())))
+        inspection = _of_question(config, Question(text=question, images=tuple(images or ())), causal=causal)
     _write(inspection, output)
 
 
-def _of_rows(config: RunConfig) -> Inspection:
+def _of_rows(config: RunConfig, *, causal: bool) -> Inspection:
     from vgpo_lite.commands.display import watching
     from vgpo_lite.errors import DataError
     from vgpo_lite.microscope import inspect_prompts
@@ -106,12 +113,13 @@ def _of_rows(config: RunConfig) -> Inspection:
             config,
             grade=bench.grader.grade,
             compare=config.adapter is not None,
+            causal=causal,
             told=lambda done, total: listener.progressed("inspect", done, total),
         )
-    return _inspection(config, seen)
+    return _inspection(config, bench.policy, seen, causal=causal)
 
 
-def _of_question(config: RunConfig, asked: Question) -> Inspection:
+def _of_question(config: RunConfig, asked: Question, *, causal: bool) -> Inspection:
     from vgpo_lite.commands.chat import own_sample
     from vgpo_lite.engine import make_engine
     from vgpo_lite.microscope import inspect_prompts
@@ -122,13 +130,19 @@ def _of_question(config: RunConfig, asked: Question) -> Inspection:
     policy = load_policy(config)
     prompt = encode_prompt(sample, policy.processor, config.data)
     seen = inspect_prompts(
-        policy, make_engine(policy, config), [prompt], config, grade=None, compare=config.adapter is not None
+        policy,
+        make_engine(policy, config),
+        [prompt],
+        config,
+        grade=None,
+        compare=config.adapter is not None,
+        causal=causal,
     )
-    return _inspection(config, seen)
+    return _inspection(config, policy, seen, causal=causal)
 
 
-def _inspection(config: RunConfig, seen: tuple) -> Inspection:
-    from vgpo_lite.microscope import Inspection
+def _inspection(config: RunConfig, policy: Policy, seen: tuple, *, causal: bool) -> Inspection:
+    from vgpo_lite.microscope import Inspection, hidden_from
 
     facts = {
         "model": config.model,
@@ -138,7 +152,12 @@ def _inspection(config: RunConfig, seen: tuple) -> Inspection:
         "temperature": str(config.temperature),
         "seed": str(config.seed),
     }
-    return Inspection(title=f"What {config.model} looks at", facts=facts, prompts=seen)
+    return Inspection(
+        title=f"What {config.model} looks at",
+        facts=facts,
+        prompts=seen,
+        hidden_from=hidden_from(policy) if causal else None,
+    )
 
 
 def _write(inspection: Inspection, output: Path) -> None:

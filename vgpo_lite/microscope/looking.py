@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from vgpo_lite.algorithm.advantages import group_advantages
+from vgpo_lite.algorithm.ranks import rank_correlation
 from vgpo_lite.algorithm.weigh import visual_weights, weigh
+from vgpo_lite.engine.hiding import image_reliance, late_layers
 from vgpo_lite.engine.maps import group_attention_maps
 from vgpo_lite.terms import weighting_of
 
@@ -58,6 +61,8 @@ class SeenCompletion:
         on_itself: Attention on tokens generated before.
         maps: Attention on each image token, [token, image token].
         reward: What it earned; None where nobody graded.
+        reliance: How much each token hangs on the image, in nats, by the names of `engine.hiding.Reliance`; empty where
+            nobody asked.
     """
 
     tokens: tuple[str, ...]
@@ -71,6 +76,13 @@ class SeenCompletion:
     on_itself: Float[Tensor, " token"]
     maps: np.ndarray
     reward: float | None
+    reliance: Mapping[str, Float[Tensor, " token"]] = field(default_factory=dict)
+
+    @property
+    def agreement(self) -> dict[str, float | None]:
+        """Rank correlation of focus with each of `reliance` over the tokens; None where one of the two is constant."""
+        found = {name: float(rank_correlation(self.focus, values)) for name, values in self.reliance.items()}
+        return {name: None if math.isnan(value) else value for name, value in found.items()}
 
     @property
     def late_over_early(self) -> float | None:
@@ -107,11 +119,19 @@ class Inspection:
         title: What was inspected, in words.
         facts: Settings worth reading, by name.
         prompts: In order.
+        hidden_from: Which layers the image was hidden from, in words; None where the completions have no `reliance`.
     """
 
     title: str
     facts: Mapping[str, str]
     prompts: tuple[SeenPrompt, ...]
+    hidden_from: str | None = None
+
+
+def hidden_from(policy: Policy) -> str:
+    """Which layers `inspect_prompts` hides the image from, in words, such as `the last 7 of 28 layers`."""
+    late = late_layers(policy)
+    return f"the last {f'{late} ' if late > 1 else ''}of {len(policy.family.layers(policy.model))} layers"
 
 
 def inspect_prompts(
@@ -122,6 +142,7 @@ def inspect_prompts(
     *,
     grade: Callable[[RolloutGroup], GroupRewards] | None,
     compare: bool,
+    causal: bool = False,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[SeenPrompt, ...]:
     """Sample a group for each prompt and look at it closely.
@@ -133,6 +154,7 @@ def inspect_prompts(
         config: Sampling and weighting.
         grade: Rewards of a group; None: nobody grades.
         compare: Whether the model without its adapter answers too, as `before`, and the one with it is `after`.
+        causal: Whether completions are scored again without their image, for `reliance`.
         told: Called with prompts done and prompts in all.
     """
     seen = []
@@ -142,7 +164,8 @@ def inspect_prompts(
         for name in ("before", "after") if compare else ("answers",):
             with policy.reference() if name == "before" else contextlib.nullcontext():
                 [group] = engine.sample([prompt], config.sampling, places=[place], on_step=None)
-                groups[name] = _completions(policy, engine, group, config, None if grade is None else grade(group))
+                rewards = None if grade is None else grade(group)
+                groups[name] = _completions(policy, engine, group, config, rewards=rewards, causal=causal)
         engine.forget()
         seen.append(
             SeenPrompt(
@@ -158,7 +181,13 @@ def inspect_prompts(
 
 
 def _completions(
-    policy: Policy, engine: Engine, group: RolloutGroup, config: RunConfig, rewards: GroupRewards | None
+    policy: Policy,
+    engine: Engine,
+    group: RolloutGroup,
+    config: RunConfig,
+    *,
+    rewards: GroupRewards | None,
+    causal: bool,
 ) -> tuple[SeenCompletion, ...]:
     mask = group.completion_mask
     focus = engine.look(group, keep_graph=False, reference=False).signals.focus
@@ -175,6 +204,7 @@ def _completions(
         "psi": weights.psi,
         "advantage": weigh(advantages, focus, mask, weighting=weighting),
     }
+    reliance = vars(image_reliance(policy, group, temperature=engine.settings.temperature)) if causal else {}
     on_image = group.prompt.image_mask
     completions = []
     for row, (maps, kept) in enumerate(zip(group_attention_maps(policy, group), mask, strict=True)):
@@ -189,6 +219,7 @@ def _completions(
                 on_itself=maps.on_itself,
                 maps=image.numpy(),
                 reward=None if rewards is None else float(rewards.rewards[row]),
+                reliance={name: values[row][kept] for name, values in reliance.items()},
             )
         )
     return tuple(completions)

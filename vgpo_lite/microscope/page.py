@@ -34,6 +34,7 @@ def inspection_page(inspection: Inspection) -> str:
     data = {
         "title": inspection.title,
         "facts": dict(inspection.facts),
+        "hidden_from": inspection.hidden_from,
         "prompts": [_prompt(prompt, coarse) for prompt in inspection.prompts],
     }
     # Inside a script element only `</` and `<!--` end anything; JSON may write any character as an escape.
@@ -95,6 +96,8 @@ def _completion(seen: SeenCompletion, images: Sequence[SeenImage], coarse: int) 
         "image": _numbers(seen.on_image),
         "question": _numbers(seen.on_question),
         "itself": _numbers(seen.on_itself),
+        **{name: _numbers(values) for name, values in seen.reliance.items()},
+        "agreement": {name: None if value is None else round(value, 2) for name, value in seen.agreement.items()},
         "brightest": [round(float(value), DECIMALS + 2) for value in brightest],
         "maps": base64.b64encode(scaled.tobytes()).decode("ascii"),
     }
