@@ -77,6 +77,10 @@ def test_intervals_draw_whole_completions(monkeypatch: pytest.MonkeyPatch) -> No
     assert found == {"value": 0.8, "low": 0.8, "high": 0.8}
     other = tokens_of((6,) * 30)
     spread = interval(mean_correlation(other, "a", "b", other.completion), 30)
-    assert spread["low"] < spread["value"] < spread["high"]
+    value, low, high = spread["value"], spread["low"], spread["high"]
+    assert value is not None
+    assert low is not None
+    assert high is not None
+    assert low < value < high
     # The mean of 30 correlations of 6 random tokens (standard deviation 1 / sqrt 5): about 4 x 0.45 / sqrt 30 wide.
-    assert 0.2 < spread["high"] - spread["low"] < 0.5
+    assert 0.2 < high - low < 0.5
