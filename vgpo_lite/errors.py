@@ -66,6 +66,12 @@ class MergeError(VgpoLiteError):
     exit_code = 3
 
 
+class PushError(VgpoLiteError):
+    """An adapter or model that cannot be uploaded: not ready for others, or refused by the hub."""
+
+    exit_code = 3
+
+
 class ModelError(VgpoLiteError):
     """A model that cannot be found, fetched or used as a policy."""
 

@@ -1,7 +1,8 @@
 """A stand-in for the model and data set hub on the loopback address, for tests that download for real.
 
 It speaks the part of the hub's interface that `huggingface_hub`, `transformers` and `datasets` use to read: repository
-information, file trees, and files by revision with their hashes, sizes and byte ranges. Refusals look like the hub's:
+information, file trees, and files by revision with their hashes, sizes and byte ranges. Uploads by git LFS are in
+`writing.py`. Refusals look like the hub's:
 repositories that are missing, private or gated, revisions and files that do not exist, tokens that are not known.
 
     with HubServer() as hub:
@@ -20,21 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.repository import Repository, Snapshot, folder_as_json
+from tests.hub.answers import RefusalError, byte_range, information, paths, tree
+from tests.hub.repository import Repository, Snapshot
+from tests.hub.writing import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Kind = Literal["models", "datasets"]
-
-
-class RefusalError(Exception):
-    """An answer that is not a success, as the hub would word it."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
 
 
 class HubServer:
@@ -45,6 +39,7 @@ class HubServer:
         self.requests: list[str] = []
         self.downloads: list[str] = []
         self.tokens: set[str] = set()
+        self.uploads = Uploads()
         self._down: tuple[int | None] | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self._server.daemon_threads = True
@@ -74,6 +69,7 @@ class HubServer:
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
             "DO_NOT_TRACK": "1",
@@ -119,68 +115,6 @@ class HubServer:
         return repository
 
 
-def _information(kind: str, name: str, repository: Repository, snapshot: Snapshot, *, blobs: bool) -> dict[str, object]:
-    """The answer to `/api/models/{name}`: the commit and the files, with their sizes where asked for."""
-    siblings = []
-    for entry in snapshot.entries.values():
-        sibling: dict[str, object] = {"rfilename": entry.path}
-        if blobs:
-            sibling |= {"size": entry.size, "blobId": entry.blob_id}
-            if entry.is_large:
-                sibling["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": 130}
-        siblings.append(sibling)
-    return {
-        "_id": snapshot.commit[:24],
-        "id": name,
-        "modelId" if kind == "models" else "datasetId": name,
-        "sha": snapshot.commit,
-        "private": repository.access == "private",
-        "gated": "manual" if repository.access == "gated" else False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [],
-        "siblings": siblings,
-    }
-
-
-def _tree(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[dict[str, object]]:
-    """The files and folders below a folder of a snapshot, as `/tree/` lists them."""
-    folder = folder.strip("/")
-    inside = f"{folder}/" if folder else ""
-    if folder and folder not in snapshot.folders():
-        raise RefusalError(404, "EntryNotFound", f"{folder} does not exist")
-    listed: list[dict[str, object]] = []
-    for path in sorted(snapshot.folders()):
-        if path.startswith(inside) and (recursive or "/" not in path[len(inside) :]):
-            listed.append(folder_as_json(path))
-    for path, entry in snapshot.entries.items():
-        if path.startswith(inside) and (recursive or "/" not in path[len(inside) :]):
-            listed.append(entry.as_json())
-    return listed
-
-
-def _paths(snapshot: Snapshot, paths: list[str]) -> list[dict[str, object]]:
-    """What `/paths-info/` says about the paths that exist; the others are left out."""
-    folders = snapshot.folders()
-    known = [path.strip("/") for path in paths]
-    return [
-        snapshot.entries[path].as_json() if path in snapshot.entries else folder_as_json(path)
-        for path in known
-        if path in snapshot.entries or path in folders
-    ]
-
-
-def _byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The half-open range a `Range` header asks for, or None for the whole file."""
-    if header is None or not header.startswith("bytes="):
-        return None
-    first, _, last = header.removeprefix("bytes=").partition("-")
-    start = int(first) if first else max(0, size - int(last))
-    end = min(size, int(last) + 1) if first and last else size
-    return start, end
-
-
 def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901  (one class, closed over its hub)
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -195,7 +129,20 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             self._answer(b"")
 
         def do_POST(self) -> None:
-            self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            self._answer(self._body())
+
+        def do_PUT(self) -> None:
+            self._answer(self._body())
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         def _answer(self, body: bytes) -> None:
             if hub._down == (None,):
@@ -217,6 +164,11 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             parts = urlsplit(self.path)
             steps = [unquote(step) for step in parts.path.strip("/").split("/")]
             query = parse_qs(parts.query)
+            if self.command in ("POST", "PUT"):
+                written = hub.uploads.answer(hub, steps, body, self._token)
+                if written is not None:
+                    self._send(200, json.dumps(written).encode(), {"Content-Type": "application/json"})
+                    return
             match steps:
                 case ["api", ("models" | "datasets") as kind, owner, name, *rest]:
                     self._api(kind, f"{owner}/{name}", rest, query, body)
@@ -232,15 +184,15 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
             match rest:
                 case []:
                     snapshot = self._snapshot(repository, "main")
-                    answer: object = _information(kind, name, repository, snapshot, blobs="blobs" in query)
+                    answer: object = information(kind, name, repository, snapshot, blobs="blobs" in query)
                 case ["revision", revision]:
                     snapshot = self._snapshot(repository, revision)
-                    answer = _information(kind, name, repository, snapshot, blobs="blobs" in query)
+                    answer = information(kind, name, repository, snapshot, blobs="blobs" in query)
                 case ["tree", revision, *path]:
                     recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-                    answer = _tree(self._snapshot(repository, revision), "/".join(path), recursive=recursive)
+                    answer = tree(self._snapshot(repository, revision), "/".join(path), recursive=recursive)
                 case ["paths-info", revision]:
-                    answer = _paths(self._snapshot(repository, revision), self._form_paths(body))
+                    answer = paths(self._snapshot(repository, revision), self._form_paths(body))
                 case ["refs"]:
                     branches = [
                         {"name": name, "ref": f"refs/heads/{name}", "targetCommit": snapshot.commit}
@@ -278,7 +230,7 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901 
                 "Content-Type": "application/octet-stream",
             }
             content = entry.source.read_bytes()
-            wanted = _byte_range(self.headers.get("Range"), entry.size)
+            wanted = byte_range(self.headers.get("Range"), entry.size)
             if self.command == "GET":
                 hub.downloads.append(f"{name}/{path}")
             if wanted is None:

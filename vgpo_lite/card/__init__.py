@@ -2,9 +2,10 @@
 
 from vgpo_lite.card.page import adapter_card, adapter_companions
 from vgpo_lite.card.parts import citation, cost_and_recipe, front_matter, results, snippet
-from vgpo_lite.card.record import TrainingRecord, read_record, training_record
+from vgpo_lite.card.record import RECORD, TrainingRecord, read_record, training_record
 
 __all__ = [
+    "RECORD",
     "TrainingRecord",
     "adapter_card",
     "adapter_companions",

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vgpo_lite import __version__
-from vgpo_lite.commands import chat, compare, data, doctor, inspect, merge, plan, recipe, replay, report, train
+from vgpo_lite.commands import chat, compare, data, doctor, inspect, merge, plan, push, recipe, replay, report, train
 from vgpo_lite.commands import eval as evaluation
 from vgpo_lite.commands.failures import reported, tell_unexpected
 
@@ -70,6 +70,7 @@ app.command("report", rich_help_panel="Learn and measure")(reported(report.repor
 app.command("inspect", rich_help_panel="Learn and measure")(reported(inspect.inspect))
 app.command("compare", rich_help_panel="Learn and measure")(reported(compare.compare))
 app.command("merge", rich_help_panel="Use what was learned")(reported(merge.merge))
+app.command("push", rich_help_panel="Use what was learned")(reported(push.push))
 app.command("chat", rich_help_panel="Use what was learned")(reported(chat.chat))
 app.add_typer(data.app, name="data", rich_help_panel="Find your way")
 app.add_typer(recipe.app, name="recipe", rich_help_panel="Find your way")
