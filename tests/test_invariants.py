@@ -26,6 +26,7 @@ def test_log_probabilities_that_agree_pass_and_the_gaps_are_reported() -> None:
     policy = SimpleNamespace(dtype=torch.float32)
     gaps = check_first_group(engine_that_sees(seen, seen), policy, GROUP, fresh_adapter=True)
     assert gaps["invariants/sampling_gap"] == (pytest.approx(2e-5, rel=1e-2), 1.0)
+    assert gaps["invariants/sampling_gap_max"] == (pytest.approx(2e-5, rel=1e-2), 1.0)
     assert gaps["invariants/reference_gap"] == (0.0, 1.0)
 
 
@@ -39,11 +40,22 @@ def test_an_update_that_sees_other_log_probabilities_than_sampling_stops_the_run
     assert caught.value.exit_code == 5
 
 
-def test_a_gap_that_is_not_a_number_stops_the_run() -> None:
+@pytest.mark.parametrize("samples_itself", [True, False])
+def test_a_gap_that_is_not_a_number_stops_the_run(samples_itself: bool) -> None:
     seen = torch.full_like(GROUP.sampling_logprobs, math.nan)
-    policy = SimpleNamespace(dtype=torch.float32)
+    policy, engine = SimpleNamespace(dtype=torch.float32), engine_that_sees(seen, seen)
     with pytest.raises(InvariantError):
-        check_first_group(engine_that_sees(seen, seen), policy, GROUP, fresh_adapter=False)
+        check_first_group(engine, policy, GROUP, fresh_adapter=False, samples_itself=samples_itself)
+
+
+def test_the_gap_of_a_copy_that_samples_is_reported_and_stops_nothing() -> None:
+    apart = torch.zeros_like(GROUP.sampling_logprobs)
+    apart[0, 0] = 3.0
+    seen, tokens = GROUP.sampling_logprobs + apart, int(GROUP.completion_mask.sum())
+    engine, policy = engine_that_sees(seen, seen), SimpleNamespace(dtype=torch.float32)
+    gaps = check_first_group(engine, policy, GROUP, fresh_adapter=True, samples_itself=False)
+    assert gaps["invariants/sampling_gap"] == (pytest.approx(3.0 / tokens), 1.0)
+    assert gaps["invariants/sampling_gap_max"] == (pytest.approx(3.0), 1.0)
 
 
 def test_a_fresh_adapter_must_change_nothing_and_a_trained_one_may() -> None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from vgpo_lite.config.schema import RunConfig
 
 
+IMPORTANCE_CAP = 2.0
+"""Of the weights that make up for sampling from a copy: the cap of Yao et al. (2025), see `algorithm.surrogate`."""
+
+
 def objective_of(config: RunConfig) -> Objective:
     """The policy objective that a run optimizes."""
     return Objective(
@@ -19,6 +23,7 @@ def objective_of(config: RunConfig) -> Objective:
         clip_high=config.ratio_ceiling,
         kl_coefficient=config.kl_coefficient,
         max_completion_length=config.max_completion_length,
+        importance_cap=IMPORTANCE_CAP if config.decodes_from_copy else None,
     )
 
 

@@ -86,7 +86,15 @@ def step(run: Run, window: Window) -> Window:
     number = run.progress.step + 1
     if not run.is_checked and window.useful and window.updates == 0:
         first = window.useful[0].group
-        tally.add(check_first_group(engine, run.bench.policy, first, fresh_adapter=run.has_fresh_adapter))
+        tally.add(
+            check_first_group(
+                engine,
+                run.bench.policy,
+                first,
+                fresh_adapter=run.has_fresh_adapter,
+                samples_itself=not run.config.decodes_from_copy,
+            )
+        )
         run.is_checked = True
     before, learned = run.journal.before(), []
     for index in range(len(window.useful)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Step:
     ref_logprobs: Tensor
     advantages: Tensor
     mask: Tensor
+    sampling_logprobs: Tensor
 
     @classmethod
     def random(cls, lengths: list[int], *, seed: int, apart: float = 0.4, per_token: bool = True) -> Step:
@@ -40,13 +41,12 @@ class Step:
             ref_logprobs=with_nan_padding(logprobs + apart * noise(*mask.shape), mask),
             advantages=with_nan_padding(advantages, mask),
             mask=mask,
+            sampling_logprobs=with_nan_padding(logprobs + 2 * apart * noise(*mask.shape), mask),
         )
 
     def rows(self, rows: slice | Tensor) -> Step:
         """Some of its completions; gradients still reach `logprobs` of the whole."""
-        parts = (self.logprobs, self.old_logprobs, self.ref_logprobs, self.advantages, self.mask)
-        names = ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "mask")
-        return Step(**{name: part[rows] for name, part in zip(names, parts, strict=True)})
+        return Step(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def denominator(self, objective: Objective) -> float:
         tokens, completions = int(self.mask.sum()), self.mask.shape[0]
@@ -61,10 +61,11 @@ class Step:
             objective=objective,
             denominator=denominator or self.denominator(objective),
             ref_logprobs=self.ref_logprobs if objective.kl_coefficient > 0 else None,
+            sampling_logprobs=None if objective.importance_cap is None else self.sampling_logprobs,
         )
 
 
-def objective_of(loss: str, *, kl_coefficient: float = 0.0) -> Objective:
+def objective_of(loss: str, *, kl_coefficient: float = 0.0, importance_cap: float | None = None) -> Objective:
     """Clip bounds that random ratios pass on both sides; CISPO's cap lies above 1."""
     return Objective(
         loss=loss,
@@ -72,6 +73,7 @@ def objective_of(loss: str, *, kl_coefficient: float = 0.0) -> Objective:
         clip_low=0.2,
         clip_high=1.3 if loss == "cispo" else 0.28,
         kl_coefficient=kl_coefficient,
+        importance_cap=importance_cap,
     )
 
 

@@ -9,6 +9,7 @@ from tests.algorithm.batches import LOSSES, Step, gradient, objective_of
 from tests.algorithm.groups import assert_close, more_padding
 from tests.tolerances import FLOAT32, FLOAT64
 from vgpo_lite.algorithm.objective import Objective, policy_loss, step_denominator
+from vgpo_lite.algorithm.surrogate import importance_weight
 
 NAN = float("nan")
 LENGTHS = [7, 2, 11, 5, 1]
@@ -19,13 +20,13 @@ def values_by_hand(step: Step, objective: Objective) -> list[list[tuple[float, f
     rows = []
     for row in range(len(step.mask)):
         kept = step.mask[row]
-        tensors = (step.logprobs.detach(), step.old_logprobs, step.ref_logprobs, step.advantages)
-        lists = [tensor[row][kept].tolist() for tensor in tensors]
+        policy, others = step.logprobs.detach(), (step.ref_logprobs, step.advantages, step.sampling_logprobs)
+        lists = [tensor[row][kept].tolist() for tensor in (policy, step.old_logprobs, *others)]
         tokens = list(zip(*lists, strict=True))
-        log_ratios = [new - old for new, old, _, _ in tokens]
+        log_ratios = [new - old for new, old, _, _, _ in tokens]
         mean_log_ratio = math.fsum(log_ratios) / len(log_ratios)
         values = []
-        for (new, _, ref, advantage), log_ratio in zip(tokens, log_ratios, strict=True):
+        for (new, old, ref, advantage, drawn), log_ratio in zip(tokens, log_ratios, strict=True):
             ratio = math.exp(mean_log_ratio if objective.loss == "gspo" else log_ratio)
             if objective.loss == "cispo":
                 value = -min(ratio, objective.clip_high) * advantage * new
@@ -35,6 +36,9 @@ def values_by_hand(step: Step, objective: Objective) -> list[list[tuple[float, f
                 value = -min(ratio * advantage, min(max(ratio, low), high) * advantage)
                 is_cut = (ratio < low and advantage < 0) or (ratio > high and advantage > 0)
                 slope = 0.0 if is_cut else -ratio * advantage
+            if objective.importance_cap is not None:
+                weight = min(math.exp(old - drawn), objective.importance_cap)  # constant: nothing flows through it
+                value, slope = weight * value, weight * slope
             gap = ref - new
             k3 = math.exp(gap) - gap - 1
             # d/dnew of ratio * k3: the ratio's derivative is the ratio, k3's is 1 - exp(gap)
@@ -63,11 +67,13 @@ def step_by_hand(step: Step, objective: Objective) -> tuple[float, torch.Tensor]
     return loss, slopes
 
 
+@pytest.mark.parametrize("importance_cap", [None, 2.0, 1e6])
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.3])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_and_its_gradient_equal_a_loop_over_tokens(loss, seed, kl_coefficient):
-    step, objective = Step.random(LENGTHS, seed=seed), objective_of(loss, kl_coefficient=kl_coefficient)
+def test_every_loss_and_its_gradient_equal_a_loop_over_tokens(loss, seed, kl_coefficient, importance_cap):
+    step = Step.random(LENGTHS, seed=seed)
+    objective = objective_of(loss, kl_coefficient=kl_coefficient, importance_cap=importance_cap)
     expected, slopes = step_by_hand(step, objective)
     actual = step.loss(objective).loss
     assert_close(actual, torch.tensor(expected, dtype=torch.float64), FLOAT64)
@@ -124,7 +130,7 @@ def test_losses_of_the_same_two_completions_differ_by_what_they_average_over():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_split_into_micro_batches_gives_the_same_loss_gradient_and_metrics(loss):
-    step, objective = Step.random(LENGTHS, seed=1), objective_of(loss, kl_coefficient=0.3)
+    step, objective = Step.random(LENGTHS, seed=1), objective_of(loss, kl_coefficient=0.3, importance_cap=2.0)
     whole = step.loss(objective)
     slopes, denominator = gradient(whole.loss, step), step.denominator(objective)
     for size in (1, 2, 3):
@@ -145,7 +151,7 @@ def test_any_split_into_micro_batches_gives_the_same_loss_gradient_and_metrics(l
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_order_and_padding_change_nothing(loss):
-    step, objective = Step.random(LENGTHS, seed=2), objective_of(loss, kl_coefficient=0.3)
+    step, objective = Step.random(LENGTHS, seed=2), objective_of(loss, kl_coefficient=0.3, importance_cap=2.0)
     expected = step.loss(objective).loss
     slopes = gradient(expected, step)
     assert not slopes.isnan().any()
@@ -158,6 +164,7 @@ def test_order_and_padding_change_nothing(loss):
         old_logprobs=more_padding(step.old_logprobs, by=6, fill=torch.inf),
         ref_logprobs=more_padding(step.ref_logprobs, by=6, fill=-torch.inf),
         advantages=more_padding(step.advantages, by=6),
+        sampling_logprobs=more_padding(step.sampling_logprobs, by=6, fill=-torch.inf),
         mask=torch.nn.functional.pad(step.mask, (0, 6)),
     )
     with torch.autograd.detect_anomaly():  # no nan on the way either
@@ -177,6 +184,52 @@ def test_before_the_first_update_the_ratio_is_exactly_one_and_nothing_is_clipped
     weight = 1 / step.mask.sum(dim=-1, keepdim=True).double() if loss in ("grpo", "gspo") else 1.0
     expected = torch.where(step.mask, -step.advantages * weight, 0)
     assert_close(gradient(first.loss, step), expected, FLOAT64)
+
+
+@pytest.mark.parametrize("has_old", [True, False], ids=["several updates", "one update"])
+def test_tokens_that_something_else_drew_weigh_by_how_likely_they_were_for_the_policy_up_to_the_cap(has_old):
+    # p = 0.6 drawn with 0.4: w = 1.5; p = 0.9 drawn with 0.3: w = 3, cut to 2; p = 0.2 drawn with 0.8: w = 1/4
+    # at ratio 1 the loss is -(1.5 * 1 - 2 * 1 + 0.25 * 2) = 0, and its slopes -w A
+    logprobs = torch.tensor([[0.6, 0.9, 0.2]], dtype=torch.float64).log().requires_grad_()
+    drawn = torch.tensor([[0.4, 0.3, 0.8]], dtype=torch.float64).log()
+    advantages, mask = torch.tensor([[1.0, -1.0, 2.0]], dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
+    part = policy_loss(
+        logprobs,
+        logprobs.detach() if has_old else None,
+        advantages,
+        mask,
+        objective=objective_of("dapo", importance_cap=2.0),
+        denominator=1.0,
+        sampling_logprobs=drawn,
+    )
+    part.loss.backward()
+    assert float(part.loss.detach()) == pytest.approx(0.0, abs=1e-12)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [pytest.approx([-1.5, 2.0, -0.5])]
+    assert not importance_weight(logprobs, drawn, cap=2.0).requires_grad
+    means = {name: float(total / count) for name, (total, count) in part.sums.items()}
+    assert means["policy/importance_weight"] == pytest.approx((1.5 + 2 + 0.25) / 3)
+    assert means["policy/importance_cut_share"] == pytest.approx(1 / 3)
+    assert means["policy/sampling_gap"] == pytest.approx((math.log(1.5) + math.log(3) + math.log(4)) / 3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_a_cap_what_sampled_is_not_looked_at(loss):
+    step, objective = Step.random(LENGTHS, seed=4), objective_of(loss, kl_coefficient=0.3)
+    plain = step.loss(objective)
+    told = policy_loss(
+        step.logprobs,
+        step.old_logprobs,
+        step.advantages,
+        step.mask,
+        objective=objective,
+        denominator=step.denominator(objective),
+        ref_logprobs=step.ref_logprobs,
+        sampling_logprobs=step.sampling_logprobs,
+    )
+    assert torch.equal(told.loss, plain.loss)
+    assert told.sums.keys() == plain.sums.keys()
+    assert torch.equal(gradient(told.loss, step), gradient(plain.loss, step))
 
 
 def test_gspo_sends_each_advantage_to_its_own_token():
@@ -265,16 +318,18 @@ def test_what_cannot_be_meant_is_refused():
         ("clip_low", 1.0): "clip_low is 1.0; expected a number between 0 and 1",
         ("clip_high", 0.0): "clip_high is 0.0; expected a number above 0",
         ("kl_coefficient", -1.0): "kl_coefficient is -1.0; expected a number >= 0",
+        ("importance_cap", 0.0): "importance_cap is 0.0; expected a number above 0",
     }.items():
         with pytest.raises(ValueError, match=message):
             Objective(**{"max_completion_length": 4, option[0]: option[1]})
     step = Step.random([2, 2], seed=0)
-    with pytest.raises(ValueError, match=r"kl_coefficient is 0.3, which needs ref_logprobs"):
-        policy_loss(
-            step.logprobs,
-            None,
-            step.advantages,
-            step.mask,
-            objective=objective_of("dapo", kl_coefficient=0.3),
-            denominator=1.0,
-        )
+    for option, value, needed in (("kl_coefficient", 0.3, "ref"), ("importance_cap", 2.0, "sampling")):
+        with pytest.raises(ValueError, match=rf"{option} is {value}, which needs {needed}_logprobs"):
+            policy_loss(
+                step.logprobs,
+                None,
+                step.advantages,
+                step.mask,
+                objective=objective_of("dapo", **{option: value}),
+                denominator=1.0,
+            )

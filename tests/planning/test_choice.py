@@ -22,7 +22,7 @@ def job_of(preset: str, *overrides: str) -> Job:
 
 
 def test_where_everything_fits_nothing_is_chosen():
-    job = job_of("qwen2-vl-2b")
+    job = job_of("qwen2-vl-2b", "decode_weights=quantized")
     config, plan = fitted(job, limit_bytes=8 * GB)
     assert config is job.config
     assert plan.choices == ()
@@ -42,6 +42,46 @@ def test_what_is_auto_shrinks_until_the_run_fits_and_is_told_with_its_price():
     assert config.sources["memory.prompts_per_decode"] == "chosen by the planner"
     again = memory_plan(job.with_config(config), limit_bytes=8 * GB)
     assert again.needed_bytes == plan.needed_bytes
+
+
+def test_where_there_is_room_a_copy_decodes_and_its_memory_is_told():
+    job = job_of("qwen2-vl-2b")
+    config, plan = fitted(job, limit_bytes=8 * GB)
+    assert config.decode_weights == "copy"
+    assert config.sources["decode_weights"] == "chosen by the planner"
+    assert plan.choices == (
+        "decode_weights=copy, which was auto: decodes without dequantizing, takes the memory of the copy",
+    )
+    # 28 layers: queries, output 1536 x 1536; keys, values 1536 x 256; three of 1536 x 8960; two bytes each
+    copy = 2 * 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960)
+    before = memory_plan(job, limit_bytes=8 * GB)
+    assert before.fits
+    for phase, without in zip(plan.phases, before.phases, strict=True):
+        assert phase.parts["copy for decoding"] == copy
+        assert phase.total_bytes == without.total_bytes + copy
+
+
+@pytest.mark.parametrize(
+    ("limit", "device", "overrides"),
+    [
+        (5 * GB, "cuda", []),
+        (8 * GB, "cpu", []),
+        (None, "cuda", []),
+        (24 * GB, "cuda", ["quantization=none"]),
+        (24 * GB, "cuda", ["backend=unsloth"]),
+    ],
+    ids=["no room", "no GPU", "no limit known", "nothing to dequantize", "patched layers"],
+)
+def test_elsewhere_the_model_itself_decodes(limit, device, overrides):
+    job = replace(job_of("qwen2-vl-2b", *overrides), device=device)
+    config, plan = fitted(job, limit_bytes=limit)
+    assert not config.decodes_from_copy
+    assert all("copy for decoding" not in phase.parts for phase in plan.phases)
+
+
+def test_a_copy_that_was_asked_for_and_does_not_fit_is_refused_with_the_way_out():
+    with pytest.raises(HardwareError, match="--set decode_weights=quantized"):
+        fitted(job_of("qwen2-vl-2b", "decode_weights=copy"), limit_bytes=5 * GB)
 
 
 def test_a_written_value_is_never_changed_nor_is_the_group():

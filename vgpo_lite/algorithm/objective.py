@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from vgpo_lite.algorithm.masked import masked_mean, masked_sum, zero_padding
-from vgpo_lite.algorithm.surrogate import clipped_tokens, importance_ratio, kl_divergence, surrogate
+from vgpo_lite.algorithm.surrogate import (
+    clipped_tokens,
+    importance_ratio,
+    importance_weight,
+    kl_divergence,
+    surrogate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +46,8 @@ class Objective:
         clip_high: The ratio is clipped above 1 + clip_high, > 0; for `cispo` it is the cap itself, as TRL's
             `epsilon_high` is, and useful only above 1 (ScaleRL, arXiv 2510.13786, takes 5).
         kl_coefficient: Weight of the KL divergence to the reference, >= 0; 0 leaves the term out.
+        importance_cap: The cap of `importance_weight`, > 0, where something else than the policy samples; None: the
+            policy samples itself, and there is no such weight.
     """
 
     loss: Loss = "dapo"
@@ -47,6 +55,7 @@ class Objective:
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coefficient: float = 0.0
+    importance_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in ROW_SUMS:
@@ -59,6 +68,8 @@ class Objective:
             raise ValueError(f"clip_high is {self.clip_high}; expected a number above 0")
         if self.kl_coefficient < 0:
             raise ValueError(f"kl_coefficient is {self.kl_coefficient}; expected a number >= 0")
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise ValueError(f"importance_cap is {self.importance_cap}; expected a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +107,17 @@ def policy_loss(
     objective: Objective,
     denominator: float,
     ref_logprobs: Float[Tensor, "batch token"] | None = None,
+    sampling_logprobs: Float[Tensor, "batch token"] | None = None,
 ) -> PolicyLoss:
     """A micro-batch's part of the policy loss of one optimizer step.
 
     With the ratio r, the advantage A and the terms of `surrogate` and `kl_divergence`, for each sampled token::
 
-        l[i, t] = surrogate(r, A) + kl_coefficient * kl
+        l[i, t] = w surrogate(r, A) + kl_coefficient * kl
         loss    = sum_i (sum_t l[i, t] or mean_t l[i, t]) / denominator
+
+    w is `importance_weight` of the old log-probabilities where the objective has a cap for it, else absent. It leaves
+    the KL term alone, as TRL's correction for vLLM does.
 
     Args:
         logprobs: log p of each sampled token under the policy, with a gradient.
@@ -112,22 +127,37 @@ def policy_loss(
         objective: Which objective is minimised.
         denominator: `step_denominator` of the whole step.
         ref_logprobs: log p with the adapter switched off; needed where the KL coefficient is above 0.
+        sampling_logprobs: log p under what sampled; needed where the objective has an importance cap.
 
     Returns:
         The loss and the sums of its metrics: `policy/loss`, `policy/ratio`, `policy/clip_low_share`,
-        `policy/clip_high_share`, their sum `policy/clip_share`, and `policy/kl` where there is a KL term.
+        `policy/clip_high_share`, their sum `policy/clip_share`, and `policy/kl` where there is a KL term; with an
+        importance cap the means of the weight (`policy/importance_weight`), of the tokens it was cut for
+        (`policy/importance_cut_share`) and of the absolute difference of log-probabilities (`policy/sampling_gap`).
 
     Raises:
-        ValueError: The KL coefficient is above 0 and there are no reference log-probabilities.
+        ValueError: The KL coefficient is above 0 and there are no reference log-probabilities, or there is an
+            importance cap and nobody says what sampled.
     """
     if objective.kl_coefficient > 0 and ref_logprobs is None:
         raise ValueError(f"kl_coefficient is {objective.kl_coefficient}, which needs ref_logprobs, got None")
+    if objective.importance_cap is not None and sampling_logprobs is None:
+        raise ValueError(f"importance_cap is {objective.importance_cap}, which needs sampling_logprobs, got None")
     logprobs, advantages = zero_padding(logprobs, completion_mask), zero_padding(advantages, completion_mask)
     old = logprobs.detach() if old_logprobs is None else zero_padding(old_logprobs, completion_mask)
     ratio = importance_ratio(logprobs, old, completion_mask, loss=objective.loss)
     token_loss = surrogate(ratio, logprobs, advantages, objective=objective)
     low, high = clipped_tokens(ratio, advantages, objective=objective)
     of_tokens = {"ratio": ratio, "clip_low_share": low, "clip_high_share": high, "clip_share": low | high}
+    if objective.importance_cap is not None and sampling_logprobs is not None:
+        drawn = zero_padding(sampling_logprobs, completion_mask)
+        weight = importance_weight(old, drawn, cap=objective.importance_cap)
+        token_loss = token_loss * weight
+        of_tokens |= {
+            "importance_weight": weight,
+            "importance_cut_share": (old - drawn).exp() > objective.importance_cap,
+            "sampling_gap": (old - drawn).abs(),
+        }
     if objective.kl_coefficient > 0 and ref_logprobs is not None:
         kl = kl_divergence(logprobs, zero_padding(ref_logprobs, completion_mask), ratio)
         token_loss = token_loss + objective.kl_coefficient * kl

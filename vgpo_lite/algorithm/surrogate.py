@@ -2,7 +2,9 @@
 
 Sources: GRPO arXiv 2402.03300, DAPO's two clip bounds 2503.14476, GSPO 2507.18071, CISPO 2506.13585. The KL
 term is Schulman's k3 ("Approximating KL divergence", 2020) times the ratio, which makes its gradient unbiased
-(DeepSeek-V3.2, 2512.02556).
+(DeepSeek-V3.2, 2512.02556). Weights for what another sampler drew: Ionides, "Truncated Importance Sampling" (2008);
+token by token with a cap of 2, Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"
+(2025).
 """
 
 from __future__ import annotations
@@ -87,6 +89,28 @@ def kl_divergence(
     """
     gap = ref_logprobs - logprobs
     return ratio * (gap.exp() - gap - 1)
+
+
+def importance_weight(
+    policy_logprobs: Float[Tensor, "batch token"],
+    sampling_logprobs: Float[Tensor, "batch token"],
+    *,
+    cap: float,
+) -> Float[Tensor, "batch token"]:
+    """What makes up for tokens that were drawn by something else than the policy, constant.
+
+    ::
+
+        w[i, t] = min(p_policy(token) / p_sampler(token), cap)
+
+    The cap bounds the variance, for a bias on the tokens that it cuts.
+
+    Args:
+        policy_logprobs: log p under the policy as it was when the token was sampled.
+        sampling_logprobs: log p under what the token was drawn from.
+        cap: The largest weight, > 0.
+    """
+    return (policy_logprobs - sampling_logprobs).detach().exp().clamp(max=cap)
 
 
 def clipped_tokens(

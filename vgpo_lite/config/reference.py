@@ -38,6 +38,7 @@ ORIGINS: Mapping[str, str] = {
     "dtype": "what the card computes fastest without overflow",
     "device": "the GPU where there is one",
     "gradient_checkpointing": "memory before time",
+    "decode_weights": "no weight is dequantized for every token; the cap is that of truncated importance sampling",
     "num_generations": PAPER,
     "prompts_per_step": "32 completions a step; small enough for one card",
     "num_iterations": "on-policy: the ratio is 1",

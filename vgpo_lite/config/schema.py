@@ -88,6 +88,10 @@ class RunConfig(Section):
     """Where the model runs."""
     gradient_checkpointing: bool = True
     """Whether activations are recomputed in the backward pass instead of kept."""
+    decode_weights: Literal["quantized", "copy"] | Auto = "auto"
+    """What samples: the model as it trains, or a copy of the language model's linear layers in `dtype` with the
+    adapter added in, which is held beside it; the loss then weighs each token by min(p / p of the copy, 2). auto: the
+    copy of a model in NF4 on a GPU where the plan of memory has room for it."""
 
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Completions per prompt: the group."""
@@ -185,6 +189,11 @@ class RunConfig(Section):
         if self.clip_high != "auto":
             return self.clip_high
         return 5.0 if self.loss == "cispo" else 0.28
+
+    @property
+    def decodes_from_copy(self) -> bool:
+        """Whether a 16-bit copy samples; `auto` is no copy until the planner has found room for it."""
+        return self.decode_weights == "copy"
 
     @property
     def uses_reference(self) -> bool:

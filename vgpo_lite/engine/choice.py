@@ -44,7 +44,7 @@ def make_engine(
         on_backoff: Told of every size that shrinks because memory ran out; None: nobody is.
 
     Raises:
-        ConfigError: The model's completions cannot share a prompt.
+        ConfigError: The model's completions cannot share a prompt, or the backend's layers cannot be copied.
     """
     family, model = policy.family, policy.model
     use_shared_attention(family.bare(model))
@@ -52,6 +52,12 @@ def make_engine(
         raise ConfigError(
             f"engine=shared needs full attention in every layer, but {policy.model_id} has layers that see only a "
             "window; use --set engine=batched"
+        )
+
+    if config.backend == "unsloth" and config.decodes_from_copy:
+        raise ConfigError(
+            "decode_weights=copy puts plain layers in the place of those that unsloth has patched, which nobody has "
+            "tried; use --set decode_weights=quantized"
         )
 
     def build(settings: EngineSettings) -> Engine:

@@ -40,19 +40,24 @@ class GroupLoss:
         """Go backward from the log-probabilities of these rows; returns their metrics as (sum, count)."""
         failpoint("update.micro_batch")
         poll_stop()
-        signals, device = self.look.signals, logprobs.device
-        old, reference = (
+        signals, group, device = self.look.signals, self.look.group, logprobs.device
+        old, reference, drawn = (
             None if values is None else values[rows].to(device)
-            for values in (signals.old_logprobs, signals.ref_logprobs)
+            for values in (
+                signals.old_logprobs,
+                signals.ref_logprobs,
+                None if self.objective.importance_cap is None else group.sampling_logprobs,
+            )
         )
         part = policy_loss(
             logprobs,
             old,
             self.advantages[rows].to(device),
-            self.look.group.completion_mask[rows].to(device),
+            group.completion_mask[rows].to(device),
             objective=self.objective,
             denominator=self.denominator,
             ref_logprobs=reference,
+            sampling_logprobs=drawn,
         )
         poisoned("update.gradient", part.loss).backward()
         return {name: (float(total), float(count)) for name, (total, count) in part.sums.items()}

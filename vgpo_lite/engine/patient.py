@@ -8,6 +8,7 @@ anew in smaller parts.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from vgpo_lite.engine.backoff import (
 from vgpo_lite.engine.completions import joined
 from vgpo_lite.engine.rollout import DecodeProgress
 from vgpo_lite.errors import HardwareError
+from vgpo_lite.models.decode_copy import DecodeCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vgpo_lite.models.policy import Policy
 
 SETTING_NAMES = {
+    "decode_weights": "decode_weights",
     "rows_per_micro_batch": "memory.rows_per_micro_batch",
     "prompts_per_decode": "memory.prompts_per_decode",
     "rows_per_decode": "memory.rows_per_decode",
@@ -82,6 +85,7 @@ class PatientEngine:
         # Evaluation decodes groups of one: a size that fits them says nothing about those that train.
         self._decode: dict[int, DecodeSizes] = {}
         self._graph: tuple[Look, Look] | None = None
+        self._copy = DecodeCopy(policy) if settings.decode_weights == "copy" else None
 
     @property
     def settings(self) -> EngineSettings:
@@ -129,6 +133,8 @@ class PatientEngine:
         decode = {int(size): DecodeSizes(*sizes) for size, sizes in kept["decode"].items() if same.issuperset(_DECODED)}
         if parts:
             self._engine = self._build(replace(self._first, **parts))
+        if self.settings.decode_weights != "copy":
+            self._copy = None
         self._decode = decode
         return (
             *(f"{SETTING_NAMES[name]} is {size}" for name, size in parts.items()),
@@ -154,7 +160,7 @@ class PatientEngine:
             done = (len(groups) * size + first) * sampling.max_completion_length
             limit = len(prompts) * size * sampling.max_completion_length
             decoded = attempted(
-                self._engine.sample,
+                self._sample,
                 prompts[part],
                 sampling if len(rows) == size else replace(sampling, rows=rows),
                 places=places[part],
@@ -205,6 +211,17 @@ class PatientEngine:
         self._graph = None
         self._engine.forget()
 
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        places: Sequence[int],
+        on_step: Callable[[DecodeProgress], None] | None,
+    ) -> list[RolloutGroup]:
+        with nullcontext() if self._copy is None else self._copy.in_place():
+            return self._engine.sample(prompts, sampling, places=places, on_step=on_step)
+
     def _decode_sizes(self, group_size: int, prompts: int) -> DecodeSizes:
         wanted = self.settings
         found = self._decode.get(group_size)
@@ -214,6 +231,8 @@ class PatientEngine:
         return found if found.rows == group_size else DecodeSizes(1, found.rows)
 
     def _decode_less(self, shortage: Shortage, group_size: int, failed: DecodeSizes) -> None:
+        if self._gave_up_copy("decoding", shortage):
+            return
         smaller = failed.smaller()
         if smaller is None:
             raise self._exhausted("decoding", shortage)
@@ -222,6 +241,8 @@ class PatientEngine:
         self._tell("decoding", shortage, {name: (was, now) for name, was, now in pairs if was != now})
 
     def _take_less(self, phase: Phase, group: RolloutGroup, shortage: Shortage) -> None:
+        if self._gave_up_copy(phase, shortage):
+            return
         before, rows = self.settings, self.rows_at_once(group)
         after = smaller_parts(before, rows)
         if after is None:
@@ -232,6 +253,15 @@ class PatientEngine:
         if before.rows_per_micro_batch is None:
             sizes["rows_per_micro_batch"] = (rows if rows > 1 else "auto", after.rows_per_micro_batch)
         self._tell(phase, shortage, sizes)
+
+    def _gave_up_copy(self, phase: Phase, shortage: Shortage) -> bool:
+        """Let go of the copy that samples, where there is one: it is only there for its speed."""
+        if self._copy is None or (phase != "decoding" and not self._copy.is_made):
+            return False
+        self._copy = None
+        self._engine = self._build(replace(self.settings, decode_weights="quantized"))
+        self._tell(phase, shortage, {"decode_weights": ("copy", "quantized")})
+        return True
 
     def _tell(self, phase: Phase, shortage: Shortage, sizes: Mapping[str, tuple[object, object]]) -> None:
         release_memory(self._policy.device)

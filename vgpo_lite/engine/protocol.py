@@ -35,12 +35,14 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How an engine works. Only `temperature`, `focus_signal` and `needs_focus` decide results; the rest is memory.
+    """How an engine works. Only the first four decide results; the rest is memory.
 
     Attributes:
         temperature: Of the log-probabilities, > 0.
         focus_signal: What is read from the last layer.
         needs_focus: Whether focus trains. Otherwise it is only reported, and no pass is spent on it alone.
+        decode_weights: What samples: the model as it trains, or a 16-bit copy of the language model's linear layers.
+            `patient` sees to it.
         rows_per_micro_batch: Completions per forward and backward, >= 1; None: what `planning.update` chooses.
         prompts_per_decode: Groups decoded together, >= 1; None: all.
         rows_per_decode: Completions of a group decoded together, >= 1; None: all. Below a whole group, groups decode
@@ -53,6 +55,7 @@ class EngineSettings:
     temperature: float = 1.0
     focus_signal: Literal["attention", "similarity"] = "attention"
     needs_focus: bool = True
+    decode_weights: Literal["quantized", "copy"] = "quantized"
     rows_per_micro_batch: int | None = None
     prompts_per_decode: int | None = None
     rows_per_decode: int | None = None
@@ -68,6 +71,7 @@ class EngineSettings:
             temperature=config.temperature,
             focus_signal=config.focus.signal,
             needs_focus=config.uses_focus,
+            decode_weights="copy" if config.decodes_from_copy else "quantized",
             rows_per_micro_batch=None if memory.rows_per_micro_batch == "auto" else memory.rows_per_micro_batch,
             prompts_per_decode=None if memory.prompts_per_decode == "auto" else memory.prompts_per_decode,
             rows_per_decode=None if memory.rows_per_decode == "auto" else memory.rows_per_decode,

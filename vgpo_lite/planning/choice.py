@@ -40,8 +40,9 @@ PRICES: Mapping[str, str] = {
     "memory.logprob_chunk": "hardly any time",
     "memory.focus_chunk": "hardly any time",
     "data.max_pixels": "images lose detail",
+    "decode_weights": "decodes without dequantizing, takes the memory of the copy",
 }
-"""What each choice gives up."""
+"""What each choice costs."""
 
 Change = tuple[str, object]
 
@@ -59,7 +60,20 @@ def fitted(job: Job, *, limit_bytes: int | None) -> tuple[RunConfig, MemoryPlan]
     fit, plan = _shrunk(job, limit_bytes)
     if not plan.fits:
         raise HardwareError(_refusal(job, plan))
-    return fit.config, plan
+    return _with_room_used(fit, plan)
+
+
+def _with_room_used(job: Job, plan: MemoryPlan) -> tuple[RunConfig, MemoryPlan]:
+    """The settings that fit, with a copy that samples where that is `auto`, speeds anything up, and still fits."""
+    config = job.config
+    dequantizes = job.device == "cuda" and config.quantization == "nf4" and config.backend == "transformers"
+    if config.decode_weights != "auto" or not dequantizes or plan.limit_bytes is None:
+        return config, plan
+    config = changed(config, [("decode_weights", "copy")])
+    roomy = memory_plan(job.with_config(config), limit_bytes=plan.limit_bytes)
+    if not roomy.fits:
+        return job.config, plan
+    return config, replace(roomy, choices=(*plan.choices, _in_words_of_choice("decode_weights", "copy")))
 
 
 def would_fit(job: Job, limit_bytes: int) -> list[str]:
@@ -81,6 +95,7 @@ def would_fit(job: Job, limit_bytes: int) -> list[str]:
 def ways_out(job: Job) -> list[str]:
     """What would fit, as `would_fit` words it, where one completion at a time did not, whatever the plan had said."""
     sizes: list[Change] = [
+        ("decode_weights", "quantized"),
         ("memory.prompts_per_decode", 1),
         ("memory.rows_per_decode", 1),
         ("memory.rows_per_micro_batch", 1),
@@ -108,8 +123,11 @@ def _shrunk(job: Job, limit_bytes: int | None) -> tuple[Job, MemoryPlan]:
             break
         (key, value), following, plan = better
         chosen[key], job = value, following
-    words = tuple(f"{key}={value}, which was auto: {PRICES[key]}" for key, value in chosen.items())
-    return job, replace(plan, choices=words)
+    return job, replace(plan, choices=tuple(_in_words_of_choice(*change) for change in chosen.items()))
+
+
+def _in_words_of_choice(key: str, value: object) -> str:
+    return f"{key}={value}, which was auto: {PRICES[key]}"
 
 
 def _size(plan: MemoryPlan, phase: str) -> int:
@@ -162,6 +180,7 @@ def _single_changes(job: Job) -> list[list[Change]]:
         ("engine", "shared", config.engine != "shared"),
         ("gradient_checkpointing", True, not config.gradient_checkpointing),
         ("quantization", "nf4", config.quantization != "nf4"),
+        ("decode_weights", "quantized", config.decodes_from_copy),
         ("optim", "adamw_8bit", job.device == "cuda" and not job.uses_8bit_optimizer),
         ("memory.prompts_per_decode", 1, config.memory.prompts_per_decode not in ("auto", 1)),
         ("memory.rows_per_decode", 1, config.memory.rows_per_decode not in ("auto", 1)),

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from vgpo_lite.listening import MemoryPhase
 from vgpo_lite.planning.layer import FLOAT, LayerCosts, layer_costs
-from vgpo_lite.planning.weights import adapted_linears, adapter_matrices, state_bytes, weight_bytes
+from vgpo_lite.planning.weights import (
+    adapted_linears,
+    adapter_matrices,
+    copy_bytes,
+    state_bytes,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:
     from vgpo_lite.planning.job import Job
@@ -46,10 +52,12 @@ def held_parts(job: Job) -> dict[str, int]:
     matrices = adapter_matrices(adapted_linears(model, vision=config.lora.vision), rank=config.lora.r)
     quantized = config.quantization == "nf4"
     weights = weight_bytes(model, quantized=quantized, itemsize=job.itemsize)
+    copy = copy_bytes(model, itemsize=job.itemsize) if config.decodes_from_copy else 0
     if not job.trains:
-        return {"weights": weights, "adapters": FLOAT * sum(matrices)}
+        return {"weights": weights, "copy for decoding": copy, "adapters": FLOAT * sum(matrices)}
     return {
         "weights": weights,
+        "copy for decoding": copy,
         "adapters": FLOAT * (sum(matrices) + sum(matrices[1::2])),  # every B twice, until one update has moved it
         "optimizer": state_bytes(matrices, in_8_bits=job.uses_8bit_optimizer),
     }

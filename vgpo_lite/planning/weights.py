@@ -47,6 +47,16 @@ def weight_bytes(model: Architecture, *, quantized: bool, itemsize: int) -> int:
     return plain * itemsize + model.layers * sum(map(nf4_bytes, matrices))
 
 
+def copy_bytes(model: Architecture, *, itemsize: int) -> int:
+    """The decoder's linear layers once more, as ordinary weights that sample.
+
+    Args:
+        model: The model.
+        itemsize: Bytes of a number that is not quantized.
+    """
+    return itemsize * model.layers * sum(linear.weights for linear in model.layer_linears)
+
+
 def adapted_linears(model: Architecture, *, vision: bool) -> list[Linear]:
     """The layers that get adapters."""
     linears = list(model.layer_linears) * model.layers
