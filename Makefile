@@ -17,7 +17,7 @@ help:
 	@echo "make check    the same without the tests"
 	@echo "make torture  kill a training sixty times with kill -9 and compare what comes out (half an hour)"
 	@echo "make fix      format, and mend what the linter can mend"
-	@echo "make docs     write docs/settings.md and the tables of measured results anew"
+	@echo "make docs     write docs/settings.md, what the plan predicts, and the tables of results anew"
 	@echo "make clean    remove $(VENV) and caches"
 
 demo: $(VENV)/.installed
@@ -53,6 +53,7 @@ fix: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m vgpo_lite.config.reference docs/settings.md
+	$(BIN)/python benchmarks/cards.py
 	$(BIN)/python benchmarks/tables.py
 
 install: $(VENV)/.installed

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks import cards
 from vgpo_lite.config.load import load_config
 from vgpo_lite.config.recipes import recipe_names
 from vgpo_lite.errors import HardwareError
@@ -61,3 +65,33 @@ def test_a_run_recipe_and_set_win_over_a_card():
     config = load_config(model="qwen2-vl-2b", gpu="24gb", overrides=["max_completion_length=300"])
     assert config.max_completion_length == 300
     assert config.memory.gpu_memory == 24.0
+
+
+def test_the_committed_predictions_are_those_of_the_plan():
+    results = Path(cards.__file__).parent / "results"
+    gpu = results / "gpu.json"
+    log = json.loads(gpu.read_text())["measurements"]["log"] if gpu.exists() else []
+    for name, table in (("cards", cards.cards_table(log)), ("cards-changes", cards.changes_table())):
+        written = json.loads((results / f"{name}.json").read_text())["measurements"]["table"]
+        assert written == table, f"results/{name}.json is of an older plan: run `python benchmarks/cards.py`"
+
+
+def test_every_cell_of_the_table_by_card_says_whether_it_is_predicted_or_measured():
+    table = cards.cards_table([])
+    assert [row[-1] for row in table["rows"]] == ["not measured"] * 7
+    assert all("predicted" in cell for row in table["rows"] for cell in row[1:-1])
+    job = {"model": "qwen2-vl-2b", "limit_gb": 8, "image_tokens": 256, "generations": 8, "completion": 256}
+    measured = {"peak_bytes": {"rollout": 3_000_000_000, "update": 4_100_000_000}, "step_seconds": 21.04}
+    log = [
+        {"job": {**job, "side": "ours", "smoke": False}, "result": measured},
+        {"job": {**job, "side": "trl", "smoke": False}, "result": measured},
+        {"job": {**job, "side": "ours", "smoke": True}, "result": measured},
+        {"job": {**job, "limit_gb": 4, "side": "ours", "smoke": False}, "result": {"failed": "out of memory"}},
+    ]
+    assert cards.measured_cell("qwen2-vl-2b", log) == "8 GB card: 4.1 GB, 21.0 s (256 image tokens, 8 x 256)"
+    assert cards.measured_cell("qwen2-vl-7b", log) == "not measured"
+
+
+def test_a_model_that_needs_a_choice_or_does_not_fit_says_so_in_its_cell():
+    assert cards.predicted_cell("qwen3-vl-4b", "8gb").endswith(" predicted, memory.prompts_per_decode=2")
+    assert cards.predicted_cell("qwen2.5-vl-7b", "8gb").startswith("does not fit: ")
