@@ -5,6 +5,8 @@ The adapters' B is not zero: with B at zero an adapter does nothing, and A's gra
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from vgpo_lite.data_types import Prompt, RolloutGroup, Sample
@@ -28,12 +32,14 @@ from vgpo_lite.models.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+MODEL_TYPES = (*QWEN_TYPES, "smolvlm")
 VOCABULARY = 160
 VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD = 150, 151, 152, 153, 154
 EOS, PAD = 149, 148
 FIRST_SPECIAL = PAD
 PATCH, MERGE = 4, 2
+TILE = PATCH * MERGE
 
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -54,6 +60,7 @@ IDS = {
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
 }
+PLAIN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 VISION = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2}
 
 
@@ -63,7 +70,11 @@ def small_model(
     """A bare model, float32, eval mode; weights large enough that attention is not flat."""
     torch.manual_seed(seed)
     text = TEXT | {"num_hidden_layers": layers, "vocab_size": vocabulary}
-    if model_type == "qwen2_vl":
+    if model_type not in QWEN_TYPES:
+        model = _tiled_model(
+            model_type, PLAIN_TEXT | {"num_hidden_layers": layers, "vocab_size": vocabulary}, tied=tied
+        )
+    elif model_type == "qwen2_vl":
         vision = VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
         config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **IDS)
         model = Qwen2VLForConditionalGeneration(config)
@@ -88,6 +99,21 @@ def small_model(
     return model.eval()
 
 
+def _tiled_model(model_type: str, text: dict[str, object], *, tied: bool) -> PreTrainedModel:
+    """A tile is `TILE` pixels wide: 2 x 2 patches, one image token."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"image_size": TILE, "patch_size": PATCH}
+    settings = {"image_token_id": IMAGE_PAD, "tie_word_embeddings": tied}
+    config = SmolVLMConfig(
+        text_config=text | {"model_type": "llama"},
+        vision_config=tower,
+        scale_factor=MERGE,
+        pad_token_id=PAD,
+        **settings,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
 def with_adapters(model: PreTrainedModel, *, vision: bool = False, seed: int = 1) -> PeftModel:
     """LoRA on every projection the family names, A and B random."""
     torch.manual_seed(seed)
@@ -101,7 +127,7 @@ def with_adapters(model: PreTrainedModel, *, vision: bool = False, seed: int = 1
 def in_four_bits(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with the language model's projections in NF4, as bitsandbytes runs them on a CPU."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and "language_model.layers" in name:
+        if isinstance(module, nn.Linear) and family_of(model.config).decoder + ".layers" in name:
             settings = {"compute_dtype": torch.float32, "quant_type": "nf4", "compress_statistics": True}
             quantized = Linear4bit(module.in_features, module.out_features, bias=module.bias is not None, **settings)
             quantized.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
@@ -164,6 +190,29 @@ def make_prompt(
         }
     sample = Sample(sample_id=f"hand/{seed}", question="?", images=(), answer=None)
     return Prompt(sample=sample, text="", input_ids=input_ids, image_mask=input_ids == IMAGE_PAD, vision=vision)
+
+
+def seen_by(model_type: str, prompt: Prompt) -> Prompt:
+    """The same prompt as another family shows it: as many images in the same places, of its own pixels and tokens."""
+    if model_type in QWEN_TYPES or not prompt.has_image:
+        return prompt
+    runs = [(bool(image), len(list(run))) for image, run in groupby(prompt.image_mask.tolist())]
+    counts, vision = _tiles(model_type, [length for image, length in runs if image])
+    lengths = tuple(counts)
+    ids, place = [], 0
+    for image, length in runs:
+        ids += [IMAGE_PAD] * counts.pop(0) if image else prompt.input_ids[place : place + length].tolist()
+        place += length
+    input_ids = torch.tensor(ids)
+    return replace(prompt, input_ids=input_ids, image_mask=input_ids == IMAGE_PAD, vision=vision, image_lengths=lengths)
+
+
+def _tiles(model_type: str, lengths: Sequence[int]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Tokens and pixels of images that are asked to have about that many tokens."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    pixels = torch.randn(sum(lengths), 3, TILE, TILE, generator=generator)
+    mask = torch.ones(1, sum(lengths), TILE, TILE, dtype=torch.long)
+    return list(lengths), {"pixel_values": pixels[None], "pixel_attention_mask": mask}
 
 
 def make_group(prompt: Prompt, lengths: Sequence[int], *, seed: int = 0) -> RolloutGroup:

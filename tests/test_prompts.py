@@ -13,12 +13,22 @@ from tokenizers import AddedToken
 from transformers import AutoProcessor
 
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
+from tests.hub.tiled import TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
 from vgpo_lite.errors import ConfigError, DataError, ModelError, PromptTooLongError
 from vgpo_lite.models.tiny import __path__ as tiny_path
-from vgpo_lite.prompts import INSTRUCTIONS, encode_prompt, image_tokens, prompt_lengths, prompts_fit, user_text
+from vgpo_lite.prompts import (
+    INSTRUCTIONS,
+    encode_prompt,
+    image_grids,
+    image_tokens,
+    prompt_lengths,
+    prompts_fit,
+    user_text,
+)
+from vgpo_lite.prompts.showing import showing_of
 
 if TYPE_CHECKING:
     from vgpo_lite.prompts import Processor
@@ -282,15 +292,13 @@ class Miscounting:
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> dict[str, Any]:
         encoded = dict(self._processor(images=images, text=text, **kwargs))
-        ids = [list(segment) for segment in encoded["input_ids"]]
-        ids[0].remove(self.image_token_id)
-        return encoded | {"input_ids": ids}
+        return encoded | {"input_ids": encoded["input_ids"][:, 1:]}
 
 
 def test_image_tokens_and_image_features_must_be_equal_in_number(processor: Any) -> None:
     miscounting: Processor = Miscounting(processor)
     tokens = image_tokens((320, 320), processor, DIRECT)
-    with pytest.raises(DataError, match=f"{tokens - 1} image tokens for {tokens} image features"):
+    with pytest.raises(DataError, match=f"{tokens - 1} of them image tokens, where {tokens} and {tokens} are expected"):
         encode_prompt(sample("<image>?", picture(320, 320)), miscounting, DIRECT)
 
 
@@ -321,3 +329,44 @@ def test_the_built_in_model_reads_the_built_in_rows() -> None:
     assert prompt_lengths(rows.outlines(), processor, DIRECT) == [len(prompt.input_ids) for prompt in prompts]
     assert [int(prompt.image_mask.sum()) for prompt in prompts] == [16] * 5
     assert all(prompt.text.endswith("assistant\n") for prompt in prompts)
+
+
+TILED_QUESTIONS = {
+    "no image": ("Find the angle x.", []),
+    "image first": ("<image>How many red circles are there?", [(60, 80)]),
+    "text first": ("How many are in <image>", [(300, 100)]),
+    "two images": ("<image>Is it like <image>?", [(300, 200), (20, 220)]),
+}
+
+
+@pytest.fixture(scope="module", params=TILED)
+def tiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The real processors of the families with tiles, over a small vocabulary and small tiles."""
+    return AutoProcessor.from_pretrained(write_model(tmp_path_factory.mktemp("model"), request.param))
+
+
+@pytest.mark.parametrize(("question", "sizes"), TILED_QUESTIONS.values(), ids=TILED_QUESTIONS.keys())
+@pytest.mark.parametrize("pixels", [3136, 20_000, 401_408])
+def test_tiles_have_the_ids_and_pixels_of_the_processors_own_way(
+    tiles: Any, question: str, sizes: list[tuple[int, int]], pixels: int
+) -> None:
+    data = DataConfig(prompt_style="direct", max_pixels=pixels)
+    row = sample(question, *[Image.effect_noise((width, height), 90).convert("RGB") for height, width in sizes])
+    prompt = encode_prompt(row, tiles, data)
+    text = prompt.text
+    wanted = tiles(
+        images=[list(row.images)] if sizes else None, text=[text], return_tensors="pt", add_special_tokens=False,
+        images_kwargs=dict(showing_of(tiles).options(tiles, data)),
+    )  # fmt: skip
+    assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()
+    assert prompt.vision.keys() == wanted.keys() - {"input_ids", "attention_mask", "token_type_ids"}
+    for name, tensor in prompt.vision.items():
+        assert torch.equal(tensor, wanted[name])
+    counts = [image_tokens(size, tiles, data) for size in sizes]
+    assert int(prompt.image_mask.sum()) == sum(counts)
+    assert prompt_lengths([outline_of(row)], tiles, data) == [len(prompt.input_ids)]
+    assert all(count * 28**2 <= max(pixels, 56**2) for count in counts)
+    grids = image_grids(sizes, tiles, data)
+    assert [len(grid.areas) for grid in grids] == counts
+    assert all(0 <= top < bottom <= grid.rows for grid in grids for top, bottom, _, _ in grid.areas)
+    assert all(0 <= left < right <= grid.columns for grid in grids for _, _, left, right in grid.areas)

@@ -71,6 +71,7 @@ class Prompt:
         image_mask: True at the image tokens: where focus looks. All False for a prompt without an image.
         vision: What the processor made of the images, by the processor's own names (`pixel_values`
             [patch, dim], `image_grid_thw` [image, 3]); empty without an image.
+        image_lengths: Image tokens of each image, in order; empty where nobody counted them.
     """
 
     sample: Sample
@@ -78,6 +79,7 @@ class Prompt:
     input_ids: Int[Tensor, " prompt"]
     image_mask: Bool[Tensor, " prompt"]
     vision: Mapping[str, Tensor] = field(default_factory=dict)
+    image_lengths: tuple[int, ...] = ()
 
     @property
     def has_image(self) -> bool:

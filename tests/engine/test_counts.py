@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.engine.work import PLAIN, advantages_of, batched, plain_inputs, shared, taken_gradients
-from tests.small_models import MODEL_TYPES, make_group, make_prompt, small_policy
+from tests.small_models import MODEL_TYPES, make_group, make_prompt, seen_by, small_policy
 from vgpo_lite.data_types import Sampling
 
 PROMPT = make_prompt([(2, 3), (4, 2)], seed=1)
@@ -55,8 +55,9 @@ def learn(engine, group):
 @pytest.mark.parametrize("rows", [None, 5])
 def test_an_undivided_group_runs_p_plus_gc_tokens_once_for_look_and_update_together(model_type, rows):
     policy = small_policy(model_type)
+    group = replace(GROUP, prompt=seen_by(model_type, GROUP.prompt))
     with counting(policy) as (images, tokens):
-        learn(shared(policy, recompute=True, rows_per_micro_batch=rows), GROUP)
+        learn(shared(policy, recompute=True, rows_per_micro_batch=rows), group)
     assert images == [1]
     assert tokens == UNDIVIDED
 

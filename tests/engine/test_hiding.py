@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.engine.work import LOGPROBS, plain_inputs, plain_logprobs
-from tests.small_models import MODEL_TYPES, make_group, make_prompt, small_policy
+from tests.small_models import MODEL_TYPES, make_group, make_prompt, seen_by, small_policy
 from vgpo_lite.algorithm.ranks import mean_ranks, rank_correlation
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_types import Sample
@@ -63,7 +63,9 @@ def plain(policy: Policy, group: RolloutGroup, *, hidden: int = 0) -> Tensor:
 
 
 def mean_coloured(group: RolloutGroup) -> RolloutGroup:
-    """By a loop over images, channels and patches."""
+    """By a loop over images, channels and patches, or tiles of one token."""
+    if "image_grid_thw" not in group.prompt.vision:
+        return mean_coloured_tiles(group)
     pixels, start = group.prompt.vision["pixel_values"].clone(), 0
     size = pixels.shape[1] // 3
     for grid in group.prompt.vision["image_grid_thw"].tolist():
@@ -77,9 +79,20 @@ def mean_coloured(group: RolloutGroup) -> RolloutGroup:
     return replace(group, prompt=prompt)
 
 
+def mean_coloured_tiles(group: RolloutGroup) -> RolloutGroup:
+    prompt, start = group.prompt, 0
+    pixels = prompt.vision["pixel_values"].clone()
+    for length in (6, 8):
+        for channel in range(3):
+            part = pixels[0, start : start + length, channel]
+            part[:] = sum(part.flatten().tolist()) / part.numel()
+        start += length
+    return replace(group, prompt=replace(prompt, vision={**prompt.vision, "pixel_values": pixels}))
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_both_measures_are_those_of_eager_attention_with_a_mask(model_type: str) -> None:
-    policy, group = ready(model_type), make_group(TWO_IMAGES, RAGGED)
+    policy, group = ready(model_type), make_group(seen_by(model_type, TWO_IMAGES), RAGGED)
     shown, painted = plain(policy, group), plain(policy, mean_coloured(group))
     for hidden in (1, 2):
         found = image_reliance(policy, group, hidden_layers=hidden)

@@ -20,6 +20,7 @@ from tests.small_models import (
     VISION_PAD,
     VISION_START,
     make_prompt,
+    seen_by,
     small_policy,
 )
 from vgpo_lite.data_types import Prompt, RolloutGroup, Sampling
@@ -40,6 +41,11 @@ PROMPTS = (
     make_prompt([], text=(5,), seed=3),
     make_prompt([(3, 3), (2, 1)], text=(1, 4, 12), seed=4),
 )
+
+
+def prompts_of(model_type: str) -> tuple[Prompt, ...]:
+    """The same prompts as the family shows them."""
+    return tuple(seen_by(model_type, prompt) for prompt in PROMPTS)
 
 
 class SpokenIds:
@@ -63,7 +69,7 @@ def plain_inputs(prompt: Prompt, completion: torch.Tensor | None = None) -> dict
     kinds = torch.zeros_like(ids)
     kinds[: len(prompt.image_mask)] = prompt.image_mask.long()
     inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **prompt.vision}
-    return inputs | ({"mm_token_type_ids": kinds[None].int()} if prompt.has_image else {})
+    return inputs | ({"mm_token_type_ids": kinds[None].int()} if "image_grid_thw" in prompt.vision else {})
 
 
 def generated(policy, prompt: Prompt, tokens: int) -> list[int]:
@@ -107,14 +113,14 @@ def assert_same(groups, expected, tolerance: float = 2e-5) -> None:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_greedy_decoding_equals_generate(model_type):
-    policy = make_policy(model_type)
-    free = [generated(policy, prompt, 24) for prompt in PROMPTS]
+    policy, prompts = make_policy(model_type), prompts_of(model_type)
+    free = [generated(policy, prompt, 24) for prompt in prompts]
     # Ends chosen so that the prompts' completions stop at different times, one of them never.
     policy = replace(policy, eos_ids=(free[0][4], free[1][11], EOS))
-    expected = [generated(policy, prompt, 24) for prompt in PROMPTS]
+    expected = [generated(policy, prompt, 24) for prompt in prompts]
     assert len({len(ids) for ids in expected}) >= 3
     greedy = Sampling(num_generations=2, max_completion_length=24, temperature=0.0)
-    groups = sample_groups(policy, PROMPTS, greedy, places=range(4))
+    groups = sample_groups(policy, prompts, greedy, places=range(4))
     for group, ids in zip(groups, expected, strict=True):
         assert rows_of(group) == [ids, ids]
         assert group.finished.tolist() == [ids[-1] in policy.eos_ids] * 2
@@ -125,16 +131,16 @@ def test_greedy_decoding_equals_generate(model_type):
 def test_log_probabilities_seen_while_sampling_equal_those_of_the_plain_model(model_type, temperature):
     policy = make_policy(model_type, eos_ids=MANY_ENDS)
     sampling = replace(SAMPLING, temperature=temperature, top_p=0.95, top_k=100)
-    for group in sample_groups(policy, PROMPTS, sampling, places=range(4)):
+    for group in sample_groups(policy, prompts_of(model_type), sampling, places=range(4)):
         expected = teacher_forced(policy, group, temperature)
         torch.testing.assert_close(group.sampling_logprobs, expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_shared_prompts_draw_what_copies_draw(model_type):
-    policy = make_policy(model_type, eos_ids=MANY_ENDS)
-    shared = sample_groups(policy, PROMPTS, SAMPLING, places=[5, 6, 7, 8])
-    assert_same(shared, sample_groups_from_copies(policy, PROMPTS, SAMPLING, places=[5, 6, 7, 8]))
+    policy, prompts = make_policy(model_type, eos_ids=MANY_ENDS), prompts_of(model_type)
+    shared = sample_groups(policy, prompts, SAMPLING, places=[5, 6, 7, 8])
+    assert_same(shared, sample_groups_from_copies(policy, prompts, SAMPLING, places=[5, 6, 7, 8]))
     lengths = torch.cat([group.completion_mask.sum(1) for group in shared])
     assert lengths.min() < 4
     assert lengths.max() > 8
@@ -200,9 +206,9 @@ def test_rows_that_ended_leave_the_batch():
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_attention_seen_while_decoding_is_that_of_the_emitting_query(model_type):
-    policy = make_policy(model_type, eos_ids=MANY_ENDS)
-    groups = sample_groups(policy, PROMPTS, SAMPLING, places=range(4), plan=DecodePlan(focus_signal="attention"))
-    assert_same(groups, sample_groups(policy, PROMPTS, SAMPLING, places=range(4)))
+    policy, prompts = make_policy(model_type, eos_ids=MANY_ENDS), prompts_of(model_type)
+    groups = sample_groups(policy, prompts, SAMPLING, places=range(4), plan=DecodePlan(focus_signal="attention"))
+    assert_same(groups, sample_groups(policy, prompts, SAMPLING, places=range(4)))
     bare = policy.family.bare(policy.model)
     bare.set_attn_implementation({"text_config": "eager"})
     for group in groups:
@@ -226,8 +232,9 @@ def test_attention_seen_while_decoding_is_that_of_the_emitting_query(model_type)
 def test_similarity_seen_while_decoding_is_that_of_the_token_itself_the_last_one_too(model_type, tokens):
     policy = make_policy(model_type, eos_ids=MANY_ENDS)
     sampling = replace(SAMPLING, max_completion_length=tokens)
-    groups = sample_groups(policy, PROMPTS, sampling, places=range(4), plan=DecodePlan(focus_signal="similarity"))
-    assert_same(groups, sample_groups(policy, PROMPTS, sampling, places=range(4)))
+    prompts = prompts_of(model_type)
+    groups = sample_groups(policy, prompts, sampling, places=range(4), plan=DecodePlan(focus_signal="similarity"))
+    assert_same(groups, sample_groups(policy, prompts, sampling, places=range(4)))
     for group in groups:
         if not group.prompt.has_image:
             assert group.decode_focus is None

@@ -27,6 +27,7 @@ from tests.small_models import (
     VISION_START,
     make_group,
     make_prompt,
+    seen_by,
     small_model,
     small_policy,
 )
@@ -56,18 +57,19 @@ def learned(policy, engine, group=GROUP):
 @pytest.mark.parametrize("make", [shared, batched])
 def test_a_vision_id_in_a_completion_changes_nothing_but_its_own_row(model_type, make):
     policy = small_policy(model_type)
-    ids = GROUP.completion_ids.clone()
+    group = replace(GROUP, prompt=seen_by(model_type, PROMPT))
+    ids = group.completion_ids.clone()
     ids[1, :5] = torch.tensor([IMAGE_PAD, VISION_START, VIDEO_PAD, VISION_END, VISION_PAD])
-    forced = replace(GROUP, completion_ids=ids)
+    forced = replace(group, completion_ids=ids)
     others = torch.tensor([0, 2, 3, 4])
     for signal in SIGNALS:
         engine = make(policy, focus_signal=signal)
-        before, after = looked(engine), looked(engine, forced)
+        before, after = looked(engine, group), looked(engine, forced)
         torch.testing.assert_close(after.old_logprobs[others], before.old_logprobs[others], rtol=0, atol=1e-5)
         torch.testing.assert_close(after.focus[others], before.focus[others], rtol=0, atol=1e-6)
         assert not torch.allclose(after.old_logprobs[1], before.old_logprobs[1], atol=0.1)
         assert torch.isfinite(after.old_logprobs).all()
-    with pytest.raises(ValueError, match="do not match"):  # the standard forward's answer
+    with pytest.raises((ValueError, IndexError), match=r"do not match|out of bounds"):  # the standard forward's answer
         policy.model(**plain_inputs(forced, 1))
 
 

@@ -99,7 +99,7 @@ def plain_inputs(group: RolloutGroup, row: int) -> dict[str, Tensor]:
     ids = torch.cat([group.prompt.input_ids, completion])[None]
     kinds = torch.nn.functional.pad(group.prompt.image_mask, (0, completion.shape[0]))[None].int()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **group.prompt.vision}
-    return inputs | ({"mm_token_type_ids": kinds} if group.prompt.has_image else {})
+    return inputs | ({"mm_token_type_ids": kinds} if "image_grid_thw" in group.prompt.vision else {})
 
 
 def plain_logprobs(policy: Policy, group: RolloutGroup, temperature: float = 1.0) -> Tensor:

@@ -16,13 +16,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2Tokenizer
 
+from tests.hub import tiled
+from tests.hub.tiled import TILED
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 QWEN2_VL = "Qwen/Qwen2-VL-2B-Instruct"
 QWEN2_5_VL = "Qwen/Qwen2.5-VL-3B-Instruct"
 QWEN3_VL = "Qwen/Qwen3-VL-2B-Instruct"
-SMALLEST_OF_EACH_FAMILY = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+QWENS = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+SMALLEST_OF_EACH_FAMILY = (*QWENS, *TILED)
 UNTIED = ("Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-VL-8B-Instruct")
 
 SPECIAL_TOKENS = (
@@ -213,7 +217,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def write_model(folder: Path, name: str, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write a small model that stands for the real one of that name; the same seed writes the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = _FAMILIES[_family(name)](name)
+    content = tiled.config(name, _text_config(name)) if name in TILED else _FAMILIES[_family(name)](name)
     _write_json(folder / "config.json", content)
     config = AutoConfig.from_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
@@ -225,6 +229,9 @@ def write_model(folder: Path, name: str, *, seed: int = 0, dtype: torch.dtype = 
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
     model.save_pretrained(folder, max_shard_size="200KB")
     _write_json(folder / "config.json", content)
-    _write_json(folder / "generation_config.json", _generation_config(name))
-    _write_processor(folder, name)
+    if name in TILED:
+        tiled.write_processor(folder, name, *_pieces())
+    else:
+        _write_json(folder / "generation_config.json", _generation_config(name))
+        _write_processor(folder, name)
     return folder

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.engine.work import batched, plain_inputs
-from tests.small_models import MODEL_TYPES, make_group, make_prompt, small_policy
+from tests.small_models import MODEL_TYPES, make_group, make_prompt, seen_by, small_policy
 from vgpo_lite.algorithm.focus import attention_focus
 from vgpo_lite.algorithm.maps import attention_maps
 from vgpo_lite.config.load import load_config
@@ -16,9 +17,9 @@ from vgpo_lite.engine import make_engine
 from vgpo_lite.engine.hiding import image_reliance
 from vgpo_lite.engine.maps import group_attention_maps
 from vgpo_lite.microscope import inspect_prompts
-from vgpo_lite.microscope.looking import hidden_from, token_texts
+from vgpo_lite.microscope.looking import hidden_from, on_cells, token_texts
 from vgpo_lite.models import load_policy
-from vgpo_lite.prompts import encode_prompt
+from vgpo_lite.prompts import Grid, encode_prompt
 
 
 def test_one_token_worked_by_hand() -> None:
@@ -45,7 +46,7 @@ def test_the_map_over_the_image_adds_up_to_focus(chunk: int) -> None:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_maps_are_the_models_own_eager_attention(model_type: str) -> None:
     policy = small_policy(model_type)
-    group = make_group(make_prompt(((2, 3), (1, 2)), text=(3, 2, 4)), (5, 2))
+    group = make_group(seen_by(model_type, make_prompt(((2, 3), (1, 2)), text=(3, 2, 4))), (5, 2))
     batched(policy)  # prepares the model
     maps = group_attention_maps(policy, group)
     bare, first = policy.family.bare(policy.model), group.prompt.input_ids.shape[0]
@@ -58,6 +59,13 @@ def test_maps_are_the_models_own_eager_attention(model_type: str) -> None:
         expected = attention[0].mean(dim=0)[first - 1 : -1]
         torch.testing.assert_close(seen.on_prompt, expected[:, :first], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(seen.on_itself, expected[:, first:].sum(dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_on_tiles_is_drawn_where_they_are() -> None:
+    # Two tiles of one token side by side, and the whole image over both; then an image of one token.
+    grids = [Grid(1, 2, ((0, 1, 0, 1), (0, 1, 1, 2), (0, 1, 0, 2))), Grid(1, 1, ((0, 1, 0, 1),))]
+    maps = np.array([[0.1, 0.2, 0.4, 0.05], [0.0, 0.0, 0.2, 0.3]])
+    np.testing.assert_allclose(on_cells(maps, grids), [[0.3, 0.4, 0.05], [0.1, 0.1, 0.3]])
 
 
 def test_before_and_after_show_what_the_method_reads() -> None:

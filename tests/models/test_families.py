@@ -11,13 +11,15 @@ from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tests.small_models import (
+    EOS,
     IMAGE_PAD,
     MODEL_TYPES,
+    QWEN_TYPES,
     VIDEO_PAD,
     VISION_END,
-    VISION_PAD,
     VISION_START,
     make_prompt,
+    seen_by,
     small_model,
     with_adapters,
 )
@@ -37,15 +39,20 @@ def family(model):
     return family_of(model.config)
 
 
+@pytest.fixture
+def prompt(family):
+    return seen_by(family.model_type, PROMPT)
+
+
 def test_a_foreign_model_is_refused_with_the_families_that_are_known():
-    with pytest.raises(ModelError, match=r"'llava'.*qwen2_5_vl, qwen2_vl, qwen3_vl"):
+    with pytest.raises(ModelError, match=r"'llava'.*qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
         family_of(SimpleNamespace(model_type="llava"))
 
 
 def test_only_the_language_models_projections_are_quantized(model, family):
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = {name for name in names if should_convert_module(name, family.skip_quantization())}
-    assert chosen == {name for name in names if name.startswith("model.language_model.layers.")}
+    assert chosen == {name for name in names if name.startswith(f"model.{family.decoder}.layers.")}
     assert len(chosen) == 3 * 7
 
 
@@ -60,8 +67,8 @@ def test_adapters_sit_where_they_should(model, family, vision):
         for name, module in wrapped.named_modules()
         if name.endswith(".base_layer")
     }
-    language = {name for name in linears if name.startswith("model.language_model.layers.")}
-    tower = {name for name in linears if name.startswith("model.visual.blocks.")}
+    language = {name for name in linears if name.startswith(f"model.{family.decoder}.layers.")}
+    tower = {name for name in linears if name.startswith(f"model.{family.tower}.{family.blocks}.")}
     assert len(tower) >= 4 * depth
     assert chosen == (language | tower if vision else language)
     assert family.trains_vision(wrapped) == vision
@@ -87,30 +94,43 @@ def test_parts_are_found_bare_and_wrapped(model, family):
 
 
 @torch.no_grad()
-def test_the_prompts_inputs_give_the_models_own_states_through_its_language_model(model, family):
-    expected = model(
-        input_ids=PROMPT.input_ids[None], mm_token_type_ids=PROMPT.image_mask[None].int(), **PROMPT.vision
-    ).logits
+def test_the_prompts_inputs_give_the_models_own_states_through_its_language_model(model, family, prompt):
+    kinds = {"mm_token_type_ids": prompt.image_mask[None].int()} if family.model_type in QWEN_TYPES else {}
+    expected = model(input_ids=prompt.input_ids[None], **kinds, **prompt.vision).logits
     model.model.rope_deltas = torch.tensor([[-50]])
-    inputs = family.prompt_inputs(model, PROMPT, family.encode_images(model, PROMPT))
+    inputs = family.prompt_inputs(model, prompt, family.encode_images(model, prompt))
     states = family.language_model(model)(
         inputs_embeds=inputs.inputs_embeds, position_ids=inputs.position_ids, **inputs.extras(inputs.length)
     ).last_hidden_state
     torch.testing.assert_close(family.lm_head(model)(states), expected)
 
 
-def test_positions_go_on_where_the_prompt_ends(model, family):
+@pytest.mark.parametrize("model_type", QWEN_TYPES)
+def test_positions_go_on_where_the_prompt_ends(model_type):
+    model = small_model(model_type)
+    family = family_of(model.config)
     # 4 text, start, 2 x 3 image (3 wide), end, 5 text, start, 4 x 2 image (4 high), end, 6 text
     inputs = family.prompt_inputs(model, PROMPT, family.encode_images(model, PROMPT))
     assert inputs.next_position == 4 + 1 + 3 + 1 + 5 + 1 + 4 + 1 + 6
     assert inputs.length == PROMPT.input_ids.shape[0] == 4 + 1 + 6 + 1 + 5 + 1 + 8 + 1 + 6
     assert inputs.position_ids.shape == (3, 1, inputs.length)
+    assert inputs.row_positions(2, rows=4)[:, 3, -2:].tolist() == [[26, 27]] * 3
+    assert family.text_positions(torch.tensor([[7], [8]])).tolist() == [[[7], [8]]] * 3
 
 
-def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family):
-    features = family.encode_images(model, PROMPT)
-    inputs = family.prompt_inputs(model, PROMPT, features)
-    renamed = replace(PROMPT, input_ids=PROMPT.input_ids.masked_fill(PROMPT.image_mask, 3))
+def test_tokens_of_tiles_stand_one_behind_the_other():
+    model = small_model("smolvlm")
+    family, prompt = family_of(model.config), seen_by("smolvlm", PROMPT)
+    inputs = family.prompt_inputs(model, prompt, None)
+    assert inputs.position_ids.tolist() == [list(range(33))]
+    assert inputs.row_positions(2, rows=3).tolist() == [list(range(35))] * 3
+    assert family.text_positions(torch.tensor([[7], [8]])).tolist() == [[7], [8]]
+
+
+def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family, prompt):
+    features = family.encode_images(model, prompt)
+    inputs = family.prompt_inputs(model, prompt, features)
+    renamed = replace(prompt, input_ids=prompt.input_ids.masked_fill(prompt.image_mask, 3))
     assert torch.equal(family.prompt_inputs(model, renamed, features).inputs_embeds, inputs.inputs_embeds)
     text = make_prompt([], text=(5,))
     fake = replace(text, input_ids=torch.tensor([1, IMAGE_PAD, VISION_START, VIDEO_PAD, 2]))
@@ -121,21 +141,21 @@ def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family):
     assert plain.extras(9) == {}
 
 
-def test_features_that_do_not_match_the_prompt_are_refused_by_name(model, family):
-    short = replace(PROMPT, input_ids=PROMPT.input_ids[:-12], image_mask=PROMPT.image_mask[:-12])
+def test_features_that_do_not_match_the_prompt_are_refused_by_name(model, family, prompt):
+    short = replace(prompt, input_ids=prompt.input_ids[:-12], image_mask=prompt.image_mask[:-12])
     with pytest.raises(ModelError, match=r"hand/1.*14 features.*9 image tokens"):
         family.encode_images(model, short)
 
 
-def test_a_frozen_tower_leaves_no_graph_and_one_with_adapters_does(model, family):
+def test_a_frozen_tower_leaves_no_graph_and_one_with_adapters_does(model, family, prompt):
     wrapped = with_adapters(model)
-    assert not family.encode_images(wrapped, PROMPT).image_embeds.requires_grad
+    assert not family.encode_images(wrapped, prompt).image_embeds.requires_grad
     learning = with_adapters(small_model(family.model_type), vision=True)
-    features = family.encode_images(learning, PROMPT)
+    features = family.encode_images(learning, prompt)
     assert features.image_embeds.requires_grad
     assert all(extra.requires_grad for extra in features.deepstack)
     with torch.no_grad():
-        assert not family.encode_images(learning, PROMPT).image_embeds.requires_grad
+        assert not family.encode_images(learning, prompt).image_embeds.requires_grad
 
 
 def test_only_qwen3_feeds_early_layers_and_never_behind_the_prompt():
@@ -153,11 +173,23 @@ def test_only_qwen3_feeds_early_layers_and_never_behind_the_prompt():
 
 
 class _Tokenizer:
+    def __init__(self, added):
+        self._added = added
+
     def get_added_vocab(self):
-        return {"<|vision_pad|>": VISION_PAD, "<|image_pad|>": IMAGE_PAD, "<think>": 7}
+        return self._added | {"<think>": 7, "<|im_end|>": EOS}
+
+
+VISION_WORDS = {
+    "smolvlm": ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<row_1_col_12>"),
+}
 
 
 def test_vision_ids_come_from_the_configuration_and_the_tokenizer(model, family):
-    named = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+    named, words = (IMAGE_PAD,), VISION_WORDS.get(family.model_type)
+    if words is None:
+        named = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+        words = ("<|vision_pad|>", "<|image_pad|>")
     assert family.vision_special_ids(model.config, None) == tuple(sorted(named))
-    assert family.vision_special_ids(model.config, _Tokenizer()) == tuple(sorted((*named, VISION_PAD)))
+    added = {word: 40 + place for place, word in enumerate(words)}
+    assert family.vision_special_ids(model.config, _Tokenizer(added)) == tuple(sorted((*named, *added.values())))

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, token_id
+from tests.hub import tiled
+from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, token_id
 from vgpo_lite.config.schema import LoraSettings, RunConfig
 from vgpo_lite.errors import HardwareError, ModelError
 from vgpo_lite.models import load_policy
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 VISION = [token_id(f"<|{name}|>") for name in ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")]
 
 
-@pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
+@pytest.mark.parametrize("name", QWENS)
 def test_a_policy_knows_its_ends_its_padding_and_what_it_must_not_sample(hub: HubServer, published, name: str) -> None:
     policy = load_policy(RunConfig(model=name))
     assert policy.eos_ids == (token_id("<|endoftext|>"), token_id("<|im_end|>"))
@@ -46,6 +47,17 @@ def test_a_policy_knows_its_ends_its_padding_and_what_it_must_not_sample(hub: Hu
         torch.float32,
         {QWEN2_VL: "qwen2_vl", QWEN2_5_VL: "qwen2_5_vl", QWEN3_VL: "qwen3_vl"}[name],
     )
+
+
+@pytest.mark.parametrize("name", tiled.TILED)
+def test_a_policy_that_reads_tiles_never_samples_what_stands_for_them(published, name: str) -> None:
+    policy = load_policy(RunConfig(model=name))
+    end, padding = (tiled.token_id(token, name) for token in tiled.ENDS[name])
+    assert policy.eos_ids == (end,)
+    assert policy.pad_id == padding
+    words = {token for token in tiled.TOKENS[name] if token not in tiled.WORDS}
+    assert policy.suppressed_ids == tuple(sorted(tiled.token_id(token, name) for token in words))
+    assert policy.family.model_type == tiled.MODEL_TYPES[name]
 
 
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
@@ -83,10 +95,9 @@ def test_only_adapters_learn_and_only_the_language_model_is_recomputed(published
     policy = load_policy(RunConfig(model=name))
     assert {parameter.dtype for parameter in policy.adapters().values()} == {torch.float32}
     assert all(".lora_" in adapter for adapter in policy.adapters())
-    assert all(".visual." not in adapter for adapter in policy.adapters())
-    bare: Any = policy.family.bare(policy.model)
+    assert all(f".{policy.family.tower}." not in adapter for adapter in policy.adapters())
     assert policy.family.language_model(policy.model).is_gradient_checkpointing
-    assert not bare.model.visual.is_gradient_checkpointing
+    assert not policy.family.vision_tower(policy.model).is_gradient_checkpointing
     assert not policy.family.trains_vision(policy.model)
     plain = load_policy(RunConfig(model=name, gradient_checkpointing=False))
     assert not policy.family.language_model(plain.model).is_gradient_checkpointing
@@ -95,9 +106,9 @@ def test_only_adapters_learn_and_only_the_language_model_is_recomputed(published
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
 def test_with_vision_adapters_the_blocks_of_the_tower_learn_too(published, name: str) -> None:
     policy = load_policy(RunConfig(model=name, lora=LoraSettings(vision=True)))
-    tower = {adapter for adapter in policy.adapters() if ".visual.blocks." in adapter}
+    tower = {adapter for adapter in policy.adapters() if f".{policy.family.tower}." in adapter}
     blocks = 3 if name == QWEN3_VL else 2
-    per_block = 5 if name == QWEN2_5_VL else 4
+    per_block = {QWEN2_VL: 4, QWEN2_5_VL: 5, QWEN3_VL: 4}.get(name, 6)
     assert len(tower) == 2 * blocks * per_block
     assert policy.family.trains_vision(policy.model)
 

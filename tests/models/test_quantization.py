@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
+from tests.hub.tiled import SMOLVLM2
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ModelError
 from vgpo_lite.models import load_policy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.models.policy import Policy
 
+UNTIED_TILES = (SMOLVLM2,)
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -49,7 +51,7 @@ def test_only_the_language_models_projections_are_in_4_bits(
     wide = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     linears = _linears(policy)
     in_4bit = {layer for layer, module in linears.items() if type(module) is Linear4bit}
-    expected = {layer for layer in linears if ".language_model.layers." in layer}
+    expected = {layer for layer in linears if f".{policy.family.decoder}.layers." in layer}
     assert in_4bit == expected
     assert {layer.rpartition(".")[2] for layer in in_4bit} == PROJECTIONS
     for module in linears.values():
@@ -62,12 +64,14 @@ def test_only_the_language_models_projections_are_in_4_bits(
             assert type(module) is nn.Linear
             assert module.weight.dtype == wide
     head, embeddings = _bare(policy).get_output_embeddings(), _bare(policy).get_input_embeddings()
-    assert (head.weight is embeddings.weight) == (name not in UNTIED)
+    assert (head.weight is embeddings.weight) == (name not in (*UNTIED, *UNTIED_TILES))
     assert type(embeddings) is nn.Embedding
     assert embeddings.weight.dtype == wide
-    tower = [layer for layer in linears if ".visual." in layer]
-    assert any("merger" in layer for layer in tower)
-    assert any("blocks" in layer for layer in tower)
+    family = policy.family
+    tower = [layer for layer in linears if f".{family.tower}." in layer]
+    assert any(family.blocks in layer for layer in tower)
+    wide = [layer for layer in linears if layer != "lm_head" and f".{family.decoder}." not in layer]
+    assert any("merger" in layer or any(name in layer for name in family.connectors) for layer in wide)
 
 
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
@@ -139,9 +143,10 @@ def test_a_checkpoint_stored_with_some_layers_in_16_bits_loads_as_it_is(stored_i
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
 @pytest.mark.parametrize("listed", [["visual", "lm_head"], ["lm_head"], None])
 def test_a_checkpoint_whose_list_of_wide_layers_means_nothing_today_loads_by_its_tensors(
-    stored_in_nf4, name: str, listed: list[str] | None
+    published, stored_in_nf4, name: str, listed: list[str] | None
 ) -> None:
-    folder = stored_in_nf4(name, ["model.visual", "lm_head", "model.language_model.layers.1.self_attn"])
+    family = family_of(AutoConfig.from_pretrained(published[name]))
+    folder = stored_in_nf4(name, [*family.skip_quantization(), f"model.{family.decoder}.layers.1.self_attn"])
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"]["llm_int8_skip_modules"] = listed

@@ -13,7 +13,7 @@ from vgpo_lite.config.recipes import recipe_names
 from vgpo_lite.errors import HardwareError
 from vgpo_lite.planning import Job, PromptSize, fitted, preset_architectures, wanted_limit
 
-SMALL = ("qwen2-vl-2b", "qwen3-vl-2b")
+SMALL = ("smolvlm2-256m", "smolvlm2-500m", "smolvlm2-2.2b", "qwen2-vl-2b", "qwen3-vl-2b")
 MIDDLE = ("qwen2.5-vl-3b", "qwen3-vl-4b")
 LARGE = ("qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
 PROMISED = {
@@ -78,7 +78,7 @@ def test_the_committed_predictions_are_those_of_the_plan():
 
 def test_every_cell_of_the_table_by_card_says_whether_it_is_predicted_or_measured():
     table = cards.cards_table([])
-    assert [row[-1] for row in table["rows"]] == ["not measured"] * 7
+    assert [row[-1] for row in table["rows"]] == ["not measured"] * len(preset_architectures())
     assert all("predicted" in cell for row in table["rows"] for cell in row[1:-1])
     job = {"model": "qwen2-vl-2b", "limit_gb": 8, "image_tokens": 256, "generations": 8, "completion": 256}
     measured = {"peak_bytes": {"rollout": 3_000_000_000, "update": 4_100_000_000}, "step_seconds": 21.04}

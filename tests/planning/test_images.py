@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from vgpo_lite.planning import resized
+from vgpo_lite.planning import resized, split_tiles, tiles_per_side
 
 
 def test_grids_are_those_of_the_familys_processor():
@@ -19,3 +21,20 @@ def test_grids_are_those_of_the_familys_processor():
             height, width = resized(size, side=side, **budget)
             patches = processor.get_number_of_image_patches(*size, budget)
             assert height * width // (side // 2) ** 2 == patches, size
+
+
+def test_tiles_are_those_that_smolvlm_splits_an_image_into():
+    generator, processor = random.Random(0), SmolVLMImageProcessorPil(max_image_size={"longest_edge": 16})
+    for _ in range(100):
+        size = generator.randint(2, 300), generator.randint(2, 300)
+        edge = 16 * generator.randint(1, 4)
+        image = Image.new("RGB", (size[1], size[0]), "red")
+        made = processor(image, size={"longest_edge": edge}, return_row_col_info=True)
+        assert split_tiles(size, tile=16, longest_edge=edge) == (made["rows"][0][0], made["cols"][0][0]), (size, edge)
+
+
+def test_tiles_and_the_whole_image_beside_them_stay_within_the_budget():
+    for pixels in range(100, 40_000, 50):
+        side = tiles_per_side(16, max_pixels=pixels)
+        assert (side**2 + (side > 1)) * 256 <= pixels or side == 1
+        assert ((side + 1) ** 2 + 1) * 256 > pixels

@@ -21,6 +21,9 @@ from vgpo_lite.planning.weights import adapted_linears, adapter_matrices, nf4_by
         ("qwen3-vl-2b", 2.13),
         ("qwen3-vl-4b", 4.44),
         ("qwen3-vl-8b", 8.77),
+        ("smolvlm2-256m", 0.26),
+        ("smolvlm2-500m", 0.51),
+        ("smolvlm2-2.2b", 2.25),
     ],
 )
 def test_the_shipped_configs_have_as_many_parameters_as_the_hub_says(preset, billions):
@@ -42,11 +45,12 @@ def test_a_loaded_models_weights_and_adapters_to_the_byte(quantization):
     assert weights + 4 * sum(matrices) == policy.weight_bytes()
 
 
-@pytest.mark.parametrize("preset", ["qwen2-vl-2b", "qwen2.5-vl-7b", "qwen3-vl-4b"])
+@pytest.mark.parametrize("preset", ["qwen2-vl-2b", "qwen2.5-vl-7b", "qwen3-vl-4b", "smolvlm2-500m", "smolvlm2-2.2b"])
 def test_a_presets_parameters_are_those_of_the_model_that_transformers_builds(preset):
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    from vgpo_lite.models.families import family_of
     from vgpo_lite.planning.architecture import CONFIGS
 
     written = dict(read_json(CONFIGS / f"{preset}.json"))
@@ -56,8 +60,13 @@ def test_a_presets_parameters_are_those_of_the_model_that_transformers_builds(pr
     found = sum(parameter.numel() for parameter in model.parameters())
     planned = preset_architectures()[preset]
     assert found == planned.parameters
-    layer = model.model.language_model.layers[0]
+    family = family_of(config)
+    layer = family.layers(model)[0]
     assert sum(parameter.numel() for parameter in layer.parameters()) == planned.layer_parameters
+    linears = [module for module in family.vision_layers(model)[0].modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted((linear.in_features, linear.out_features) for linear in linears) == sorted(
+        (linear.inputs, linear.outputs) for linear in planned.vision.block_linears
+    )
 
 
 def test_optimizer_states_by_hand():

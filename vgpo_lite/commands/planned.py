@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import ModelError
-from vgpo_lite.planning import PromptSize, architecture_of, preset_architectures, resized
+from vgpo_lite.planning import TILED_TOKENS, PromptSize, architecture_of, preset_architectures, resized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vgpo_lite.planning import Architecture
 
 FRAME_TOKENS = 40
-"""Of the chat template around a question: 20 to 30 in the three families."""
+"""Of the chat template around a question: 20 to 30 in the Qwen families; fewer in the others."""
 
 BYTES_PER_TOKEN = 3
 """Of a question's text. English runs to 4 and more, formulas to 2 and 3."""
@@ -38,8 +38,7 @@ def known_model(config: RunConfig) -> Architecture:
 
 def described_size(model: Architecture, *, pixels: int, text_tokens: int | None) -> PromptSize:
     """The prompt of a data set of which only sizes are known; without its text, that of a long question."""
-    side = model.vision.patch_side * model.vision.merge
-    return PromptSize(text_tokens=text_tokens or 256, images=(max(pixels // side**2, 1),))
+    return PromptSize(text_tokens=text_tokens or 256, images=(model.vision.tokens_within(pixels),))
 
 
 def size_in_data(config: RunConfig, model: Architecture) -> tuple[PromptSize, tuple[str, ...]]:
@@ -72,7 +71,14 @@ def _estimated(outlines: Sequence[Outline], config: RunConfig, model: Architectu
 
 
 def _image_tokens(outline: Outline, config: RunConfig, model: Architecture) -> tuple[int, ...]:
-    side, data = model.vision.patch_side * model.vision.merge, config.data
+    vision, data = model.vision, config.data
+    if model.model_type in TILED_TOKENS:
+        count = TILED_TOKENS[model.model_type]
+        return tuple(
+            count(size, tile=vision.tile, tile_tokens=vision.tile_tokens, max_pixels=data.pixel_budget)
+            for size in outline.image_sizes
+        )
+    side = vision.token_side
     sizes = (
         resized(size, side=side, min_pixels=data.min_pixels, max_pixels=data.pixel_budget)
         for size in outline.image_sizes

@@ -119,7 +119,6 @@ class BatchedEngine:
         mask = group.completion_mask[rows].to(device)
         token_ids = group.completion_ids[rows].to(device).masked_fill(~mask, 0)  # anything may lie under the padding
         copies, width = token_ids.shape
-        positions = torch.arange(width, device=device) + inputs.next_position
         watches = with_focus and group.prompt.has_image and settings.focus_signal == "attention"
         watch = AttentionCapture(policy.family.capture_layer(policy.model), first_query=start - 1) if watches else None
         with recomputing(self._layers if settings.recompute and torch.is_grad_enabled() else ()):
@@ -127,9 +126,7 @@ class BatchedEngine:
                 inputs_embeds=torch.cat(
                     [inputs.inputs_embeds.expand(copies, -1, -1), policy.family.embed(policy.model, token_ids)], dim=1
                 ),
-                position_ids=torch.cat(
-                    [inputs.position_ids.expand(-1, copies, -1), positions.expand(3, copies, -1)], dim=2
-                ),
+                position_ids=inputs.row_positions(width, rows=copies),
                 attention_mask=torch.cat([mask.new_ones(copies, start), mask], dim=1).long(),
                 use_cache=False,
                 watch=watch,

@@ -54,11 +54,11 @@ def _steps(policy: Policy, prompt: Prompt, sampling: Sampling, completions: Comp
     alive = torch.ones_like(rows, dtype=torch.bool)
     logits = policy.model(
         input_ids=prompt.input_ids.to(policy.device).expand(copies, -1),
-        position_ids=inputs.position_ids.expand(-1, copies, -1),
+        position_ids=inputs.row_positions(0, rows=copies),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: value.to(policy.device).repeat(copies, 1) for name, value in prompt.vision.items()},
+        **{name: torch.cat([value.to(policy.device)] * copies) for name, value in prompt.vision.items()},
     ).logits[:, -1]
     for token in range(limit):
         ids, alive = completions.draw(token, logits, rows, alive)
@@ -69,7 +69,7 @@ def _steps(policy: Policy, prompt: Prompt, sampling: Sampling, completions: Comp
             return
         logits = policy.model(
             input_ids=ids[:, None],
-            position_ids=(rows.new_full((3, copies, 1), inputs.next_position + token)),
+            position_ids=policy.family.text_positions(rows.new_full((copies, 1), inputs.next_position + token)),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

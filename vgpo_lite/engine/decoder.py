@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vgpo_lite.engine.stages import CompletionStage, PromptReadError, PromptStage
+from vgpo_lite.models.attention import NO_MASK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +61,7 @@ class Decoder:
             watch: Who looks on.
         """
         embeds = self._policy.family.embed(self._policy.model, token_ids)[None]
-        positions = (layout.places() + first_position).to(embeds.device).expand(3, 1, -1)
+        positions = self._policy.family.text_positions((layout.places() + first_position).to(embeds.device)[None])
         return self._run(embeds, positions, CompletionStage(keys_values, layout), watch, {})
 
     def _run(
@@ -72,6 +73,12 @@ class Decoder:
         extras: Mapping[str, object],
     ) -> Float[Tensor, "token hidden"]:
         output = self._language_model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, stage=stage, watch=watch, **extras
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=NO_MASK,
+            use_cache=False,
+            stage=stage,
+            watch=watch,
+            **extras,
         )
         return output.last_hidden_state[0]

@@ -39,11 +39,10 @@ def group_attention_maps(policy: Policy, group: RolloutGroup) -> list[AttentionM
         start, device = inputs.length, inputs.inputs_embeds.device
         for row, kept in zip(group.completion_ids, group.completion_mask, strict=True):
             ids = row[kept][None].to(device)
-            positions = torch.arange(ids.shape[1], device=device) + inputs.next_position
             watch = AttentionCapture(layer)
             family.language_model(model)(
                 inputs_embeds=torch.cat([inputs.inputs_embeds, family.embed(model, ids)], dim=1),
-                position_ids=torch.cat([inputs.position_ids, positions.expand(3, 1, -1)], dim=2),
+                position_ids=inputs.row_positions(ids.shape[1]),
                 use_cache=False,
                 watch=watch,
                 **inputs.extras(start + ids.shape[1], rows=1),

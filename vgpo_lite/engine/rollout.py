@@ -18,7 +18,7 @@ from vgpo_lite.engine.decode import GroupCache
 from vgpo_lite.engine.decoder import Decoder
 from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.failpoints import failpoint
-from vgpo_lite.models.attention import use_shared_attention
+from vgpo_lite.models.attention import NO_MASK, use_shared_attention
 from vgpo_lite.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -207,10 +207,11 @@ class _Batch:
 
     def _feed(self, token: int, ids: Int[Tensor, "prompt slot"]) -> Float[Tensor, "row hidden"]:
         """Run the tokens just sampled through the model: their states, after the final norm; focus is noted."""
-        position_ids = (self._positions + token).expand_as(ids).reshape(1, -1, 1).expand(3, -1, -1)
+        positions = (self._positions + token).expand_as(ids).reshape(-1, 1)
         states = self._language_model(
             inputs_embeds=self._policy.family.embed(self._policy.model, ids.reshape(-1, 1)),
-            position_ids=position_ids,
+            position_ids=self._policy.family.text_positions(positions),
+            attention_mask=NO_MASK,
             use_cache=False,
             stage=self._cache,
         ).last_hidden_state[:, 0]

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from vgpo_lite.algorithm.advantages import group_advantages
@@ -14,12 +15,12 @@ from vgpo_lite.algorithm.ranks import rank_correlation
 from vgpo_lite.algorithm.weigh import visual_weights, weigh
 from vgpo_lite.engine.hiding import image_reliance, late_layers
 from vgpo_lite.engine.maps import group_attention_maps
+from vgpo_lite.prompts import image_grids
 from vgpo_lite.terms import weighting_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     from jaxtyping import Float
     from PIL import Image
     from torch import Tensor
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import GroupRewards, Prompt, RolloutGroup
     from vgpo_lite.engine import Engine
     from vgpo_lite.models import Policy
+    from vgpo_lite.prompts import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeenImage:
-    """An image and the grid of its tokens.
+    """An image and the grid that attention on it is drawn on.
 
     Attributes:
         image: As the data set has it.
-        rows: Rows of image tokens.
+        rows: Rows of cells: of image tokens, or of those of all tiles where the image is cut into tiles.
         columns: Columns of them.
     """
 
@@ -59,7 +61,7 @@ class SeenCompletion:
         on_image: Attention on image tokens; what is left of 1 besides the next two is none.
         on_question: Attention on the other tokens of the prompt.
         on_itself: Attention on tokens generated before.
-        maps: Attention on each image token, [token, image token].
+        maps: Attention on each cell of the images' grids, [token, cell].
         reward: What it earned; None where nobody graded.
         reliance: How much each token hangs on the image, in nats, by the names of `engine.hiding.Reliance`; empty where
             nobody asked.
@@ -172,7 +174,10 @@ def inspect_prompts(
                 sample_id=prompt.sample.sample_id,
                 question=prompt.sample.question,
                 answer=prompt.sample.answer,
-                images=_images(prompt, policy),
+                images=tuple(
+                    SeenImage(image=image, rows=grid.rows, columns=grid.columns)
+                    for image, grid in zip(prompt.sample.images, _grids(prompt, policy, config), strict=True)
+                ),
                 groups=groups,
             )
         )
@@ -205,7 +210,7 @@ def _completions(
         "advantage": weigh(advantages, focus, mask, weighting=weighting),
     }
     reliance = vars(image_reliance(policy, group, temperature=engine.settings.temperature)) if causal else {}
-    on_image = group.prompt.image_mask
+    on_image, grids = group.prompt.image_mask, _grids(group.prompt, policy, config)
     completions = []
     for row, (maps, kept) in enumerate(zip(group_attention_maps(policy, group), mask, strict=True)):
         image = maps.on_prompt[:, on_image]
@@ -217,7 +222,7 @@ def _completions(
                 on_image=image.sum(dim=-1),
                 on_question=maps.on_prompt[:, ~on_image].sum(dim=-1),
                 on_itself=maps.on_itself,
-                maps=image.numpy(),
+                maps=on_cells(image.numpy(), grids),
                 reward=None if rewards is None else float(rewards.rewards[row]),
                 reliance={name: values[row][kept] for name, values in reliance.items()},
             )
@@ -237,10 +242,26 @@ def token_texts(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _images(prompt: Prompt, policy: Policy) -> tuple[SeenImage, ...]:
-    merge = policy.processor.image_processor.merge_size
-    grids = prompt.vision["image_grid_thw"].tolist()
-    return tuple(
-        SeenImage(image=image, rows=height // merge, columns=width // merge)
-        for image, (_, height, width) in zip(prompt.sample.images, grids, strict=True)
-    )
+def on_cells(maps: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
+    """Attention on image tokens as attention on the cells of their images' grids.
+
+    A token that shows several cells gives each its share; what several tokens show adds up.
+
+    Args:
+        maps: [token, image token].
+        grids: Of the images, in order.
+    """
+    cells, start = [], 0
+    for grid in grids:
+        drawn = np.zeros((len(maps), grid.rows, grid.columns), dtype=maps.dtype)
+        for place, (top, bottom, left, right) in enumerate(grid.areas, start):
+            share = maps[:, place] / ((bottom - top) * (right - left))
+            drawn[:, top:bottom, left:right] += share[:, None, None]
+        start += len(grid.areas)
+        cells.append(drawn.reshape(len(maps), -1))
+    return np.concatenate(cells, axis=1) if cells else maps
+
+
+def _grids(prompt: Prompt, policy: Policy, config: RunConfig) -> list[Grid]:
+    sizes = [(image.height, image.width) for image in prompt.sample.images]
+    return image_grids(sizes, policy.processor, config.data)

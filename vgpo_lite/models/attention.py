@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 SHARED_ATTENTION = "vgpo_lite"
 """The name in `config.text_config._attn_implementation`; the vision tower keeps its own."""
+
+
+NO_MASK = torch.empty(1, 1, 0, 0)
+"""The `attention_mask` beside a stage, which looks at none: transformers takes four axes for a mask already made. Of
+none at all it would make one whose size is the square of the row, where positions begin anew."""
 
 
 class AttentionStage(Protocol):

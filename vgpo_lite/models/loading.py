@@ -91,13 +91,13 @@ def load_base(
     """
     quantization = _wanted_quantization(files, config.quantization)
     settings = model_settings(files, trust_remote_code=config.trust_remote_code)
+    family = family_of(settings)
     settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
         settings.quantization_config |= {
             "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
-            "llm_int8_skip_modules": stored_in_16_bits(files.folder),
+            "llm_int8_skip_modules": stored_in_16_bits(files.folder, family),
         }
-    family = family_of(settings)
     request = LoadRequest(
         files=files,
         family=family,
@@ -157,7 +157,7 @@ def load_processor(files: ModelFiles, settings: Any) -> Any:
     """
     try:
         processor = AutoProcessor.from_pretrained(files.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"{files.model_id}: its processor cannot be loaded: {error}") from error
     if not processor.chat_template:
         raise ModelError(

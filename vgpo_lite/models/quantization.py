@@ -86,19 +86,21 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def stored_in_16_bits(folder: Path) -> list[str]:
+def stored_in_16_bits(folder: Path, family: Family) -> list[str]:
     """Names of the layers that a quantized checkpoint kept as they were, as far as releases of transformers agree.
 
     The checkpoint's own list of them is no guide: what its entries match has changed between releases, and so have the
-    names of modules. Its tensors tell: a 4-bit weight comes with its scales. Names start at the tower or at `layers`.
+    names of modules. Its tensors tell: a 4-bit weight comes with its scales. Names start at the tower, at what connects
+    it, or at the decoder's `layers`.
     """
+    parts = "|".join(re.escape(name.removeprefix("model.")) for name in family.skip_quantization())
     names: set[str] = set()
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as file:
             names.update(file.keys())
     in_4bit = {name.removesuffix(_SCALES) for name in names if name.endswith(_SCALES)}
     plain = {"lm_head"} | {name.removesuffix(".weight") for name in names if name.endswith(".weight")}  # tied: unstored
-    return sorted(re.sub(r"^.*?(?=visual\.|layers\.)", "", name) for name in plain - in_4bit)
+    return sorted(re.sub(rf"^.*?(?=({parts})\.)|^.*?(?=layers\.)", "", name) for name in plain - in_4bit)
 
 
 def check_precision(model: nn.Module, family: Family, dtype: torch.dtype, *, quantized: bool, stored: bool) -> None:

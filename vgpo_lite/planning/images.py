@@ -1,4 +1,4 @@
-"""The size an image is given before it is cut into patches, as the families' processors compute it."""
+"""The size an image is given before it is cut into patches or tiles, as the families' processors compute it."""
 
 from __future__ import annotations
 
@@ -27,3 +27,57 @@ def resized(size: tuple[int, int], *, side: int, min_pixels: int, max_pixels: in
         factor = math.sqrt(min_pixels / (size[0] * size[1]))
         height, width = (math.ceil(length * factor / side) * side for length in size)
     return height, width
+
+
+def tiles_per_side(tile: int, *, max_pixels: int) -> int:
+    """Square tiles along a side of the largest square within the pixel budget, never fewer than one.
+
+    From two on, the whole image is shown in one tile more, which counts too.
+
+    Args:
+        tile: Pixels of a tile's side.
+        max_pixels: Of all tiles together.
+
+    >>> [tiles_per_side(512, max_pixels=pixels) for pixels in (200_704, 1_310_719, 1_310_720, 5_000_000)]
+    [1, 1, 2, 4]
+    """
+    return max(math.isqrt(max(max_pixels // tile**2 - 1, 0)), 1)
+
+
+def split_tiles(size: tuple[int, int], *, tile: int, longest_edge: int) -> tuple[int, int]:
+    """Rows and columns of tiles that SmolVLM splits an image into; none of either where one tile holds it.
+
+    Args:
+        size: Height and width in pixels.
+        tile: Pixels of a tile's side.
+        longest_edge: The image's longer side is scaled to it.
+
+    >>> split_tiles((480, 640), tile=512, longest_edge=2048)
+    (3, 4)
+    >>> split_tiles((480, 640), tile=512, longest_edge=512)
+    (0, 0)
+    """
+    height, width = size
+    if width >= height:
+        shorter = max(int(longest_edge / (width / height)), 1)
+        height, width = shorter + shorter % 2, longest_edge
+    else:
+        shorter = max(int(longest_edge * (width / height)), 1)
+        height, width = longest_edge, shorter + shorter % 2
+    rows, columns = math.ceil(height / tile), math.ceil(width / tile)
+    return (0, 0) if rows == columns == 1 else (rows, columns)
+
+
+def split_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pixels: int) -> int:
+    """Image tokens of an image that SmolVLM splits, whose processors scale to at most four tiles a side.
+
+    >>> split_tokens((480, 640), tile=512, tile_tokens=64, max_pixels=2_000_000)
+    320
+    """
+    side = min(tiles_per_side(tile, max_pixels=max_pixels), 4)
+    rows, columns = split_tiles(size, tile=tile, longest_edge=side * tile)
+    return (rows * columns + 1) * tile_tokens
+
+
+TILED_TOKENS = {"smolvlm": split_tokens}
+"""Image tokens of an image, for the families that cut images into tiles, by `model_type`."""

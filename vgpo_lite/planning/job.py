@@ -77,8 +77,7 @@ class Job:
     @property
     def prompt(self) -> PromptSize:
         """The largest prompt within the pixel budget."""
-        vision = self.model.vision
-        return self.largest.within(max(self.config.data.pixel_budget // (vision.patch_side * vision.merge) ** 2, 1))
+        return self.largest.within(self.model.vision.tokens_within(self.config.data.pixel_budget))
 
     @property
     def patches(self) -> int:

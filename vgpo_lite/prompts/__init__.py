@@ -7,15 +7,18 @@ in a question never becomes an image token.
 
 from vgpo_lite.prompts.encode import encode_prompt
 from vgpo_lite.prompts.lengths import largest_prompt, longest_prompts, prompt_lengths, prompts_fit
-from vgpo_lite.prompts.pieces import image_tokens
+from vgpo_lite.prompts.pieces import image_grids, image_tokens
 from vgpo_lite.prompts.processor import Processor
+from vgpo_lite.prompts.showing import Grid
 from vgpo_lite.prompts.shown import shown_prompt
 from vgpo_lite.prompts.wording import INSTRUCTIONS, user_text
 
 __all__ = [
     "INSTRUCTIONS",
+    "Grid",
     "Processor",
     "encode_prompt",
+    "image_grids",
     "image_tokens",
     "largest_prompt",
     "longest_prompts",

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vgpo_lite.planning import PromptSize
-from vgpo_lite.prompts.pieces import encoded_segments, frame_segments, image_tokens, layout_of, normal_text, plain_ids
+from vgpo_lite.prompts.pieces import (
+    frame_of,
+    image_tokens,
+    layout_of,
+    normal_text,
+    plain_ids,
+    segment_ids,
+    shown_images,
+)
 from vgpo_lite.prompts.wording import user_text
 
 if TYPE_CHECKING:
@@ -15,6 +23,7 @@ if TYPE_CHECKING:
     from vgpo_lite.data_types import Outline
     from vgpo_lite.prompts.pieces import Layout
     from vgpo_lite.prompts.processor import Processor
+    from vgpo_lite.prompts.showing import Shown
 
 
 def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> list[int]:
@@ -103,13 +112,17 @@ def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataCon
     return [lengths.most(outline) <= limit or lengths.exact(outline) <= limit for outline in outlines]
 
 
+_ANY_SIZE = (64, 64)
+
+
 class _Lengths:
     """Tokens of prompts. Questions that come again with images of the same sizes are counted once."""
 
     def __init__(self, processor: Processor, data: DataConfig) -> None:
         self._processor = processor
         self._data = data
-        self._frames: dict[str, int] = {}
+        self._frames: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._images: dict[str, int] = {}
         self._known: dict[tuple[object, ...], int] = {}
 
     def exact(self, outline: Outline) -> int:
@@ -124,16 +137,29 @@ class _Lengths:
         key = (count, outline.question, outline.image_sizes)
         if key not in self._known:
             layout = layout_of(user_text(outline.question, self._data))
-            text = sum(count(piece, self._processor) for piece in layout.texts)
-            images = sum(image_tokens(size, self._processor, self._data) for size in outline.image_sizes)
-            self._known[key] = self._frame(layout) + text + images
+            frame, leads = self._frame(layout)
+            text = sum(count(lead + piece, self._processor) for lead, piece in zip(leads, layout.texts, strict=True))
+            shown = shown_images(outline.image_sizes, self._processor, self._data)
+            self._known[key] = frame + text + sum(map(self._image, shown))
         return self._known[key]
 
-    def _frame(self, layout: Layout) -> int:
-        """Tokens of the model's own text around one arrangement of images."""
+    def _image(self, shown: Shown) -> int:
+        """Tokens in place of one image, marks included."""
+        token = self._processor.image_token
+        if shown.frame == token:
+            return shown.run
+        if shown.frame not in self._images:
+            [ids] = segment_ids([token], [shown._replace(run=1)], self._processor)
+            self._images[shown.frame] = len(ids)
+        return self._images[shown.frame] + shown.features(token) - shown.frame.count(token)
+
+    def _frame(self, layout: Layout) -> tuple[int, tuple[str, ...]]:
+        """Tokens of the model's own text around one arrangement of images, and what leads each text."""
         if layout.pattern not in self._frames:
-            encoded = encoded_segments(frame_segments(layout, self._processor), (), self._processor, self._data)
-            self._frames[layout.pattern] = sum(map(len, encoded["input_ids"])) - layout.pattern.count("i")
+            frame, images = frame_of(layout, self._processor), layout.pattern.count("i")
+            shown = shown_images([_ANY_SIZE] * images, self._processor, self._data)
+            ids = segment_ids(frame.segments, shown, self._processor)
+            self._frames[layout.pattern] = sum(map(len, ids)) - sum(map(self._image, shown)), frame.leads
         return self._frames[layout.pattern]
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from vgpo_lite.data_types import IMAGE_MARK
 from vgpo_lite.errors import ModelError
+from vgpo_lite.prompts.showing import showing_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from PIL import Image
+    from torch import Tensor
 
     from vgpo_lite.config.schema import DataConfig
     from vgpo_lite.prompts.processor import Processor
+    from vgpo_lite.prompts.showing import Grid, Shown, Size
 
 _SLOT = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no chat template writes them
+_IMAGE = "\ue0000\ue001"
+_TEXT_OUTPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,20 @@ class Layout:
 
     pattern: str
     texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The model's own text around the user's.
+
+    Attributes:
+        segments: One string before, between and behind the texts of the layout.
+        leads: What goes in front of each text: a space that the template writes there, which the tokenizer reads with
+            the word behind it.
+    """
+
+    segments: tuple[str, ...]
+    leads: tuple[str, ...]
 
 
 def layout_of(text: str) -> Layout:
@@ -40,8 +60,12 @@ def layout_of(text: str) -> Layout:
     return Layout(pattern, tuple(texts))
 
 
-def frame_segments(layout: Layout, processor: Processor) -> list[str]:
-    """The model's own text around the user's: one string before, between and behind the texts of the layout."""
+def frame_of(layout: Layout, processor: Processor) -> Frame:
+    """The model's own text for an arrangement of texts and images.
+
+    Raises:
+        ModelError: The chat template cannot be rendered, or loses or repeats a part of the turn.
+    """
     slots = iter(range(len(layout.texts)))
     content = [
         {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{next(slots)}\ue001"}
@@ -49,7 +73,10 @@ def frame_segments(layout: Layout, processor: Processor) -> list[str]:
     ]
     try:
         rendered = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
+            processor_kwargs={"padding": False},  # SmolVLM's would otherwise warn of defaults of its own, each time
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"the model's chat template cannot be rendered: {error}") from error
@@ -60,22 +87,37 @@ def frame_segments(layout: Layout, processor: Processor) -> list[str]:
             f"the model's chat template makes {len(pieces[1::2])} texts and {images} images of a turn with "
             f"{len(layout.texts)} texts and {layout.pattern.count('i')} images; a vision model's own template is needed"
         )
-    return pieces[::2]
+    segments = pieces[::2]
+    leads = tuple(" " if segment.endswith(" ") else "" for segment in segments[:-1])
+    bare = (segment.removesuffix(lead) for segment, lead in zip(segments, leads, strict=False))
+    return Frame((*bare, segments[-1]), leads)
 
 
-def encoded_segments(
-    segments: Sequence[str], images: Sequence[Image.Image], processor: Processor, data: DataConfig
-) -> Mapping[str, Any]:
-    """What the processor makes of the model's own text, a list of ids for each segment, and of the images.
+def segment_ids(segments: Sequence[str], shown: Sequence[Shown], processor: Processor) -> list[list[int]]:
+    """Ids of the model's own text, a list for each segment; images fill the image tokens in order."""
+    images, token = iter(shown), processor.image_token
+    texts = [_SLOT.sub(lambda _: next(images).text(token), segment.replace(token, _IMAGE)) for segment in segments]
+    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    Images fill the image tokens of the segments in order.
-    """
-    text_options = {"add_special_tokens": False, "padding": False}
-    if not images:
-        return processor(text=list(segments), text_kwargs=text_options)
-    return processor(
-        images=list(images), text=list(segments), text_kwargs=text_options, images_kwargs=_pixel_budget(data)
+
+def shown_images(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
+    """What stands in a prompt for its images, of height and width in pixels, under the pixel budget."""
+    return showing_of(processor).shown(sizes, processor, data)
+
+
+def encoded_images(
+    images: Sequence[Image.Image], processor: Processor, data: DataConfig
+) -> tuple[list[int], Mapping[str, Tensor]]:
+    """What the processor makes of the images of one prompt: the ids that it puts in their place, and its tensors."""
+    encoded = processor(
+        images=[list(images)],
+        text=[processor.image_token * len(images)],
+        return_tensors="pt",
+        text_kwargs={"add_special_tokens": False, "padding": False},
+        images_kwargs=dict(showing_of(processor).options(processor, data)),
     )
+    ids = encoded["input_ids"][0].tolist()
+    return ids, {name: values for name, values in encoded.items() if name not in _TEXT_OUTPUTS}
 
 
 def plain_ids(text: str, processor: Processor) -> list[int]:
@@ -93,10 +135,14 @@ def normal_text(text: str, processor: Processor) -> str:
 
 
 def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) -> int:
-    """Tokens that an image of that height and width, in pixels, takes under the pixel budget; never fewer than one."""
-    patches = processor.image_processor.get_number_of_image_patches(*size, _pixel_budget(data))
-    return patches // processor.image_processor.merge_size**2
+    """Tokens that an image of that height and width, in pixels, takes under the pixel budget; never fewer than one.
+
+    Marks that the model writes around and between them are text, and not counted.
+    """
+    [shown] = shown_images([size], processor, data)
+    return shown.features(processor.image_token)
 
 
-def _pixel_budget(data: DataConfig) -> dict[str, Any]:
-    return {"min_pixels": data.min_pixels, "max_pixels": data.pixel_budget}
+def image_grids(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
+    """Which part of each image of a prompt its image tokens show, under the pixel budget."""
+    return showing_of(processor).grids(sizes, processor, data)

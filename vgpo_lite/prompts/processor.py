@@ -7,9 +7,12 @@ from typing import Any, Protocol
 
 
 class ImageProcessor(Protocol):
-    """What turns pixels into patches."""
+    """What turns pixels into patches; each kind of processor has what its `Showing` reads."""
 
+    patch_size: int
     merge_size: int
+    max_image_size: Mapping[str, int]
+    size: Mapping[str, int]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of that size, resizing included."""
@@ -24,6 +27,10 @@ class Tokenizer(Protocol):
         """The `tokenizers.Tokenizer` at work."""
         ...
 
+    def __call__(self, text: Any, *, add_special_tokens: bool = True) -> Mapping[str, Any]:
+        """Texts as ids; special tokens in them are special."""
+        ...
+
     def decode(
         self, token_ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
     ) -> str:
@@ -36,6 +43,7 @@ class Processor(Protocol):
 
     image_token: str
     image_token_id: int
+    image_seq_len: int
     image_processor: ImageProcessor
     tokenizer: Tokenizer
 

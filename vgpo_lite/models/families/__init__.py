@@ -9,11 +9,12 @@ from vgpo_lite.models.families.base import Family, PromptInputs, VisionFeatures
 from vgpo_lite.models.families.qwen2_5_vl import QWEN2_5_VL
 from vgpo_lite.models.families.qwen2_vl import QWEN2_VL
 from vgpo_lite.models.families.qwen3_vl import QWEN3_VL
+from vgpo_lite.models.families.smolvlm import SMOLVLM
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, SMOLVLM)}
 
 __all__ = ["FAMILIES", "Family", "PromptInputs", "VisionFeatures", "family_of"]
 

@@ -39,14 +39,14 @@ class PromptInputs:
 
     Attributes:
         inputs_embeds: Embeddings with the image features in place.
-        position_ids: Rotary positions: temporal, height, width.
-        next_position: The position of a completion's first token, on all three axes.
+        position_ids: Rotary positions; with an axis in front (temporal, height, width) where the family has three.
+        next_position: The position of a completion's first token, on all axes.
         image_mask: True at the image tokens.
         deepstack: As in `VisionFeatures`.
     """
 
     inputs_embeds: Float[Tensor, "1 prompt hidden"]
-    position_ids: Int[Tensor, "3 1 prompt"]
+    position_ids: Int[Tensor, "*axis 1 prompt"]
     next_position: int
     image_mask: Bool[Tensor, " prompt"]
     deepstack: tuple[Float[Tensor, "image hidden"], ...] = ()
@@ -72,6 +72,20 @@ class PromptInputs:
             inputs_embeds=self.inputs_embeds[:, :-1],
             position_ids=self.position_ids[..., :-1],
             image_mask=self.image_mask[:-1],
+        )
+
+    def row_positions(self, tokens: int, *, rows: int = 1) -> Int[Tensor, "*axis row token"]:
+        """Positions of rows that begin with this prompt and go on for `tokens` more.
+
+        Args:
+            tokens: Tokens behind the prompt, >= 0.
+            rows: Copies of the prompt in the batch.
+        """
+        axes = self.position_ids.shape[:-2]
+        behind = torch.arange(tokens, device=self.position_ids.device) + self.next_position
+        return torch.cat(
+            [self.position_ids.expand(*axes, rows, -1), behind.expand(*axes, rows, -1)],
+            dim=-1,
         )
 
     def extras(self, row_length: int, *, rows: int = 1) -> Mapping[str, object]:
@@ -196,6 +210,10 @@ class Family(Protocol):
 
         Image tokens are those of `prompt.image_mask`; ids are never compared.
         """
+        ...
+
+    def text_positions(self, positions: Int[Tensor, "row token"]) -> Int[Tensor, "*axis row token"]:
+        """Positions of text as the language model takes them: on three axes where the family has three."""
         ...
 
     def embed(self, model: nn.Module, token_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape hidden"]:

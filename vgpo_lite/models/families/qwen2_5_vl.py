@@ -6,5 +6,4 @@ QWEN2_5_VL = QwenFamily(
     model_type="qwen2_5_vl",
     vision_projections=r"attn\.(qkv|proj)|mlp\.(gate|up|down)_proj",
     has_deepstack=False,
-    has_layer_types=True,
 )

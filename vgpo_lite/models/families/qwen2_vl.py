@@ -6,5 +6,4 @@ QWEN2_VL = QwenFamily(
     model_type="qwen2_vl",
     vision_projections=r"attn\.(qkv|proj)|mlp\.(fc1|fc2)",
     has_deepstack=False,
-    has_layer_types=True,
 )

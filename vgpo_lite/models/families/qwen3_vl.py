@@ -6,5 +6,4 @@ QWEN3_VL = QwenFamily(
     model_type="qwen3_vl",
     vision_projections=r"attn\.(qkv|proj)|mlp\.linear_fc(1|2)",
     has_deepstack=True,
-    has_layer_types=False,
 )

@@ -1,0 +1,91 @@
+"""The small models of the families that cut images into tiles, under the real names; the rest is in `models`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from transformers import GPT2Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+SMOLVLM2 = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+TILED = (SMOLVLM2,)
+
+TILE, PATCH, MERGE = 56, 14, 2  # 2 x 2 image tokens of 28 x 28 pixels in a tile
+SEQUENCE = (TILE // PATCH // MERGE) ** 2
+
+_SMOLVLM_TOKENS = (
+    "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+)  # fmt: skip
+TOKENS = {SMOLVLM2: _SMOLVLM_TOKENS}
+ENDS = {SMOLVLM2: ("<end_of_utterance>", "<|im_end|>")}  # end, padding
+_IMAGE = {SMOLVLM2: "<image>"}
+WORDS = {"<|im_start|>", "<|im_end|>", "<end_of_utterance>"}  # special, and nothing to do with images
+MODEL_TYPES = {SMOLVLM2: "smolvlm"}
+_PIECES = 400  # as in `models`
+
+_SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_TEMPLATES = {SMOLVLM2: _SMOLVLM_TEMPLATE}
+
+
+def token_id(token: str, name: str) -> int:
+    """The id of one of the special tokens in the small tokenizer of that model."""
+    return _PIECES + TOKENS[name].index(token)
+
+
+def config(name: str, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json, nested as in the real ones."""
+    end, padding = (token_id(token, name) for token in ENDS[name])
+    text = {**text, "bos_token_id": None, "eos_token_id": end, "pad_token_id": padding}
+    tower = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": TILE, "patch_size": PATCH, "initializer_range": 0.08,
+    }  # fmt: skip
+    common = {"image_token_id": token_id(_IMAGE[name], name), "tie_word_embeddings": False, "dtype": "bfloat16"}
+    return common | {
+        "architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "scale_factor": MERGE,
+        "pad_token_id": padding, "text_config": text | {"model_type": "llama", "rope_theta": 100000},
+        "vision_config": tower | {"model_type": "smolvlm_vision", "max_image_size": {"longest_edge": TILE}},
+    }  # fmt: skip
+
+
+def write_processor(folder: Path, name: str, vocabulary: Mapping[str, int], merges: Sequence[Any]) -> None:
+    """Tokenizer, image processor, chat template and generation configuration, in the files of the real repositories."""
+    specials = {token: token_id(token, name) for token in TOKENS[name]}
+    end, padding = ENDS[name]
+    tokenizer = GPT2Tokenizer(
+        vocab={**vocabulary, **specials},
+        merges=list(merges),
+        extra_special_tokens=list(TOKENS[name]),
+        bos_token="<|im_start|>",
+        eos_token=end,
+        pad_token=padding,
+        unk_token=padding,
+    )
+    tokenizer.save_pretrained(folder)
+    files: dict[str, dict[str, Any]] = {
+        "preprocessor_config.json": {
+            "image_processor_type": "SmolVLMImageProcessor", "do_image_splitting": True, "do_pad": True,
+            "max_image_size": {"longest_edge": TILE}, "size": {"longest_edge": 4 * TILE},
+            "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "SmolVLMProcessor",
+        },
+        "video_preprocessor_config.json": {"video_processor_type": "SmolVLMVideoProcessor"},
+        "processor_config.json": {"image_seq_len": SEQUENCE, "processor_class": "SmolVLMProcessor"},
+        "chat_template.json": {"chat_template": _TEMPLATES[name]},
+        "generation_config.json": {
+            "eos_token_id": token_id(end, name), "pad_token_id": token_id(padding, name), "do_sample": True,
+            "temperature": 0.2, "repetition_penalty": 1.1,
+        },
+    }  # fmt: skip
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,203 @@
+"""What the sizes of a vision tower follow from: the numbers in the model's config.json, whichever family wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Linear(NamedTuple):
+    """A linear layer.
+
+    Attributes:
+        inputs: Its columns.
+        outputs: Its rows.
+        bias: Whether it adds one number per row.
+    """
+
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Numbers of the matrix."""
+        return self.inputs * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the matrix and the bias."""
+        return self.weights + self.bias * self.outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """The vision tower.
+
+    Attributes:
+        depth: Blocks.
+        width: Numbers of a patch between blocks.
+        inner: Numbers of a patch inside a block's MLP.
+        gated: Whether the MLP has a gate (three linear layers instead of two).
+        splits_heads: Whether queries, keys and values have a linear layer each.
+        has_layer_norms: Whether norms have a bias too.
+        patch_numbers: Numbers of the pixels of a patch.
+        patch_side: Pixels of a patch's side.
+        merge: Patches of a token's side.
+        positions: Learned positions; 0: none.
+        patch_bias: Whether the embedding of patches has a bias.
+        block_scales: Numbers of a block beside its linear layers and norms.
+        connector: Parameters of what turns the last block's patches into tokens.
+        tile: Pixels of a tile's side, where images are cut into tiles of one size; 0: they are not.
+        deepstack: Layers of the language model that get features of their own.
+        output: Numbers of an image token.
+    """
+
+    depth: int
+    width: int
+    inner: int
+    gated: bool
+    splits_heads: bool = False
+    has_layer_norms: bool
+    patch_numbers: int
+    patch_side: int
+    merge: int
+    positions: int
+    patch_bias: bool
+    block_scales: int = 0
+    connector: int
+    tile: int = 0
+    deepstack: int = 0
+    output: int
+
+    @property
+    def block_linears(self) -> tuple[Linear, ...]:
+        """The linear layers of one block."""
+        width, inner = self.width, self.inner
+        ins = (Linear(width, inner, True),) * (2 if self.gated else 1)
+        heads = (Linear(width, width, True),) * 3 if self.splits_heads else (Linear(width, 3 * width, True),)
+        return (*heads, Linear(width, width, True), *ins, Linear(inner, width, True))
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a token's side."""
+        return self.patch_side * self.merge
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens of a tile; 0 where there are none."""
+        return (self.tile // self.token_side) ** 2
+
+    def tokens_within(self, pixels: int) -> int:
+        """The most tokens of an image under a pixel budget: never fewer than one, or than those of a tile."""
+        return max(pixels // self.token_side**2, self.tile_tokens, 1)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        norm = 2 if self.has_layer_norms else 1
+        block = 2 * norm * self.width + sum(linear.parameters for linear in self.block_linears) + self.block_scales
+        patches = Linear(self.patch_numbers, self.width, self.patch_bias).parameters
+        return patches + self.positions * self.width + self.depth * block + self.connector
+
+
+def _qwen2_vl(config: Mapping[str, Any]) -> Vision:
+    vision = config["vision_config"]
+    width = vision.get("embed_dim", 1280)
+    return Vision(
+        width=width,
+        inner=int(width * vision.get("mlp_ratio", 4)),
+        gated=False,
+        has_layer_norms=True,
+        positions=0,
+        patch_bias=False,
+        connector=_merger(width, vision, vision["hidden_size"], norm=2),
+        output=vision["hidden_size"],
+        **_patches(vision, side=14),
+    )
+
+
+def _qwen2_5_vl(config: Mapping[str, Any]) -> Vision:
+    vision = config["vision_config"]
+    return Vision(
+        width=vision["hidden_size"],
+        inner=vision["intermediate_size"],
+        gated=True,
+        has_layer_norms=False,
+        positions=0,
+        patch_bias=False,
+        connector=_merger(vision["hidden_size"], vision, vision["out_hidden_size"], norm=1),
+        output=vision["out_hidden_size"],
+        **_patches(vision, side=14),
+    )
+
+
+def _qwen3_vl(config: Mapping[str, Any]) -> Vision:
+    vision = config["vision_config"]
+    width, output = vision["hidden_size"], vision["out_hidden_size"]
+    merger, depth = _merger(width, vision, output, norm=2), len(vision["deepstack_visual_indexes"])
+    wider = 2 * width * (vision.get("spatial_merge_size", 2) ** 2 - 1)  # DeepStack's norms are over merged patches
+    return Vision(
+        width=width,
+        inner=vision["intermediate_size"],
+        gated=False,
+        has_layer_norms=True,
+        positions=vision.get("num_position_embeddings", 2304),
+        patch_bias=True,
+        connector=merger + depth * (merger + wider),
+        deepstack=depth,
+        output=output,
+        **_patches(vision, side=16),
+    )
+
+
+def _merger(width: int, vision: Mapping[str, Any], output: int, *, norm: int) -> int:
+    """Parameters of a norm over patches and of two linear layers over those that become one token."""
+    merged = width * vision.get("spatial_merge_size", 2) ** 2
+    return norm * width + Linear(merged, merged, True).parameters + Linear(merged, output, True).parameters
+
+
+def _patches(vision: Mapping[str, Any], *, side: int) -> dict[str, Any]:
+    """What all towers say in the same words; `side` is the families' default."""
+    side = vision.get("patch_size", side)
+    frames, channels = vision.get("temporal_patch_size", 2), vision.get("in_channels", 3)
+    return {
+        "depth": vision.get("depth", 32),
+        "patch_numbers": channels * frames * side * side,
+        "patch_side": side,
+        "merge": vision.get("spatial_merge_size", 2),
+    }
+
+
+def _siglip(vision: Mapping[str, Any], *, merge: int, connector: int, output: int, depth: int) -> Vision:
+    """A SigLIP tower over tiles; `connector` is what stands behind its last norm, `depth` the default of its blocks."""
+    width, side, tile = vision["hidden_size"], vision["patch_size"], vision["image_size"]
+    return Vision(
+        depth=vision.get("num_hidden_layers", depth),
+        width=width,
+        inner=vision.get("intermediate_size", 3072),
+        gated=False,
+        splits_heads=True,
+        has_layer_norms=True,
+        patch_numbers=3 * side * side,
+        patch_side=side,
+        merge=merge,
+        positions=(tile // side) ** 2,
+        patch_bias=True,
+        connector=2 * width + connector,
+        tile=tile,
+        output=output,
+    )
+
+
+def _smolvlm(config: Mapping[str, Any]) -> Vision:
+    vision, merge, output = config["vision_config"], config.get("scale_factor", 2), config["text_config"]["hidden_size"]
+    connector = Linear(vision["hidden_size"] * merge**2, output).parameters
+    return _siglip(vision, merge=merge, connector=connector, output=output, depth=12)
+
+
+TOWERS = {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl, "smolvlm": _smolvlm}
+"""The tower in a config.json, by its `model_type`."""
