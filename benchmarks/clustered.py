@@ -100,10 +100,14 @@ def _order(values: ndarray, stratum: ndarray) -> ndarray:
     return numbers
 
 
+def _mean_ranks(order: ndarray, weight: ndarray) -> ndarray:
+    counts = np.bincount(order, weight)
+    return (np.cumsum(counts) - (counts - 1) / 2)[order]
+
+
 def _centred(order: ndarray, weight: ndarray, stratum: ndarray, total: ndarray) -> ndarray:
     """Mean ranks of tokens that count `weight` times each, minus their stratum's mean."""
-    counts = np.bincount(order, weight)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[order]
+    ranks = _mean_ranks(order, weight)
     return ranks - (np.bincount(stratum, weight * ranks, len(total)) / total)[stratum]
 
 
@@ -115,6 +119,22 @@ def mean_correlation(tokens: Tokens, left: str, right: str, stratum: ndarray) ->
         found = inside(weights)
         counts = np.bincount(stratum, weights[tokens.completion], len(found)) * ~np.isnan(found)
         return float(np.nansum(counts * np.nan_to_num(found)) / counts.sum()) if counts.sum() else float("nan")
+
+    return weighted
+
+
+def finds(tokens: Tokens, signal: str, wanted: ndarray) -> Callable[[ndarray], float]:
+    """How often the signal is higher at a wanted token than at another, ties counted half: 0.5 by chance."""
+    order = _order(tokens.values[signal], np.zeros(len(wanted), dtype=int))
+
+    def weighted(weights: ndarray) -> float:
+        weight = weights[tokens.completion].astype(float)
+        chosen = weight[wanted].sum()
+        others = weight.sum() - chosen
+        if not chosen or not others:
+            return float("nan")
+        mean_rank = (weight * _mean_ranks(order, weight))[wanted].sum() / chosen
+        return float((mean_rank - (chosen + 1) / 2) / others)
 
     return weighted
 
@@ -142,7 +162,15 @@ def draws(count: int, *, seed: int) -> Iterator[ndarray]:
 
 def interval(measure: Callable[[ndarray], float], count: int, *, seed: int = 0) -> dict[str, float | None]:
     """A measure with its 95 % percentile interval over draws of completions; None where it is not defined."""
+    return intervals(lambda weights: np.array([measure(weights)]), count, seed=seed)[0]
+
+
+def intervals(measure: Callable[[ndarray], ndarray], count: int, *, seed: int = 0) -> list[dict[str, float | None]]:
+    """The same for measures that come together."""
     values = np.array([measure(weights) for weights in draws(count, seed=seed)])
-    ends = np.nanquantile(values, [0.025, 0.975]) if not np.isnan(values).all() else (np.nan, np.nan)
-    found = dict(zip(("value", "low", "high"), (measure(np.ones(count, dtype=int)), *ends), strict=True))
-    return {name: None if np.isnan(value) else round(float(value), 4) for name, value in found.items()}
+    found = []
+    for value, drawn in zip(measure(np.ones(count, dtype=int)), values.T, strict=True):
+        low, high = (np.nan, np.nan) if np.isnan(drawn).all() else np.nanquantile(drawn, [0.025, 0.975])
+        ends = {"value": value, "low": low, "high": high}
+        found.append({name: None if np.isnan(end) else round(float(end), 4) for name, end in ends.items()})
+    return found

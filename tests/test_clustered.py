@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import clustered
-from benchmarks.clustered import Tokens, correlation, draws, interval, mean_correlation, top_share
+from benchmarks.clustered import Tokens, correlation, draws, finds, interval, mean_correlation, top_share
 from vgpo_lite.algorithm.ranks import rank_correlation
 
 
@@ -65,6 +65,16 @@ def test_the_top_fifth_worked_by_hand() -> None:
     share = top_share(Tokens.of(completions), "signal", "loss")
     assert share(np.array([1, 0])) == pytest.approx(4 / 8)
     assert share(np.array([1, 3])) == pytest.approx((4 + 6) / (8 + 6))
+
+
+def test_finding_tokens_worked_by_hand() -> None:
+    # 3 and 1 are wanted, 2, 1 and 0 not: 3 beats three, 1 beats one and ties with one, so 4.5 of 6 pairs.
+    tokens = Tokens.of([{"signal": [3.0, 1.0, 2.0]}, {"signal": [1.0, 0.0]}])
+    wanted = np.array([True, True, False, False, False])
+    assert finds(tokens, "signal", wanted)(np.array([1, 1])) == pytest.approx(4.5 / 6)
+    # The second completion twice: 3 beats 5, 1 beats 2 and ties with 2, so 8 of 10.
+    assert finds(tokens, "signal", wanted)(np.array([1, 2])) == pytest.approx(8 / 10)
+    assert np.isnan(finds(tokens, "signal", ~(wanted | True))(np.array([1, 1])))
 
 
 def test_intervals_draw_whole_completions(monkeypatch: pytest.MonkeyPatch) -> None:
