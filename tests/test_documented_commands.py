@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ PLACEHOLDERS = {
     "MODEL": "tiny",
     "DATASET": "shapes",
     "RUN": "runs/tiny-shapes",
+    "OTHER_RUN": "other-run",
     "FOLDER": "merged",
     "FILE": "picture.png",
     "TEXT": "How many red circles are there?",
@@ -85,6 +87,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setattr(sys, "excepthook", sys.excepthook)
         assert ran(["train", *STEPS]) == 0
+        shutil.copytree(folder / "runs" / "tiny-shapes", folder / "other-run")
+        settings = folder / "other-run" / "config.yaml"
+        settings.write_text(re.sub("^seed: 0", "seed: 1", settings.read_text(), flags=re.MULTILINE))
         yield folder
 
 
@@ -107,7 +112,7 @@ def test_a_documented_command_runs(
 ) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
-    for made in ("runs", "picture.png"):
+    for made in ("runs", "other-run", "picture.png"):
         (folder / made).symlink_to(place / made)
     monkeypatch.chdir(folder)
     (folder / "my_rewards.py").write_text("def short(completions, **_):\n    return [0.0 for _ in completions]\n")

@@ -27,7 +27,7 @@ TOKEN = "hf_me"
 RECORD = TrainingRecord(
     model="tiny", revision=None, dataset=None, title="tiny trained on shapes", before=None, after=None,
     facts={"steps": "2 updates in 2 steps"}, recipe="model: tiny\ndataset: shapes\n", example="What is there?",
-    max_new_tokens=3, min_pixels=3136, max_pixels=12_544, quantization="none",
+    max_new_tokens=3, image_options={"min_pixels": 3136, "max_pixels": 12_544}, quantization="none",
 )  # fmt: skip
 
 

@@ -162,8 +162,7 @@ def test_a_hub_model_is_named_with_its_commit_and_a_cell_cannot_break_its_table(
         recipe="model: owner/base\n",
         example='Say "yes"\nor no.',
         max_new_tokens=7,
-        min_pixels=784,
-        max_pixels=5000,
+        image_options={"min_pixels": 784, "size": {"longest_edge": 512}},
         quantization="nf4",
     )
     card = adapter_card(record)
@@ -172,6 +171,9 @@ def test_a_hub_model_is_named_with_its_commit_and_a_cell_cannot_break_its_table(
     program = fenced(card, "python")
     compile(program, "card", "exec")
     assert f'from_pretrained(base, revision="{"c" * 40}", dtype="auto"' in program
-    assert f'AutoProcessor.from_pretrained(base, revision="{"c" * 40}", min_pixels=784, max_pixels=5000)' in program
+    assert (
+        f'AutoProcessor.from_pretrained(base, revision="{"c" * 40}", min_pixels=784, size={{"longest_edge": 512}})'
+        in program
+    )
     assert 'text = "Say \\"yes\\"\\nor no."' in program
     assert "trained over NF4 weights" in card

@@ -135,7 +135,8 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
     """
     text, tokens = (_DEFAULT_TEXT, _DEFAULT_TOKENS) if record is None else (record.example, record.max_new_tokens)
     ask = _ASK.format(text=json.dumps(text, ensure_ascii=False), tokens=tokens)
-    pixels = "" if record is None else f", min_pixels={record.min_pixels}, max_pixels={record.max_pixels}"
+    told = {} if record is None else record.image_options
+    pixels = "".join(f", {name}={json.dumps(value)}" for name, value in told.items())
     if kind == "merged" or record is None:
         return f"```python\n{_MERGED.format(source=source, processor_options=pixels)}\n{ask}\n```"
     is_tiny = record.model == TINY

@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from vgpo_lite.errors import CheckpointError
 from vgpo_lite.memory import hardware_in_words
 from vgpo_lite.models.hub import TINY, local_fingerprint
 from vgpo_lite.prompts import user_text
+from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.recording import recorded_values
 from vgpo_lite.units import amount, duration, memory
 
@@ -48,8 +49,7 @@ class TrainingRecord:
         recipe: The settings that differ from the defaults, as YAML that repeats the run.
         example: A question as the model was asked in training.
         max_new_tokens: The limit of a completion in training.
-        min_pixels: Images were scaled up to it in training.
-        max_pixels: Images were scaled down to it in training.
+        image_options: What the processor was told of the size of images in training, by its own names.
         quantization: What the adapter was trained over: `nf4` or `none`.
     """
 
@@ -63,8 +63,7 @@ class TrainingRecord:
     recipe: str
     example: str
     max_new_tokens: int
-    min_pixels: int
-    max_pixels: int
+    image_options: Mapping[str, Any]
     quantization: str
 
 
@@ -88,8 +87,7 @@ def training_record(bench: Workbench, summary: RunSummary) -> TrainingRecord:
         recipe=shared_recipe(config),
         example=user_text(_EXAMPLE, config.data),
         max_new_tokens=config.max_completion_length,
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.pixel_budget,
+        image_options=dict(showing_of(policy.processor).options(policy.processor, config.data)),
         quantization=policy.quantization,
     )
 
