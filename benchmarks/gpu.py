@@ -9,7 +9,10 @@ may allocate. Each case is a process of its own: a step to warm up, then a timed
 phase. What does not fit says so; a case that failed otherwise keeps its message. Results gather in a log; at the end,
 or when the time is up, `benchmarks/results/gpu.json` is written from it with the machine's name.
 
-    ours        the default engine          batched     the ordinary way (`engine=batched`)
+    ours        the default engine: steps of decoding are CUDA graphs, 4-bit weights dequantized for each
+    copy        the same, decoding from a 16-bit copy of the weights (`decode_weights=copy`)
+    eager       `ours` without graphs (`memory.decode_graph=false`)
+    batched     the ordinary way (`engine=batched`)
     trl         TRL's GRPOTrainer with the frozen tower kept out of its backward pass, where TRL is installed
 """
 
@@ -43,7 +46,14 @@ CASES = [
     ("qwen2.5-vl-7b", 16, 256, 8, 256),
     ("qwen2.5-vl-7b", 24, 484, 8, 512),
 ]
-SIDES = ("ours", "batched", "trl")
+OUR_SIDES = {
+    "ours": {"decode_weights": "quantized", "memory": {"decode_graph": "auto"}},
+    "copy": {"decode_weights": "copy", "memory": {"decode_graph": "auto"}},
+    "eager": {"decode_weights": "quantized", "memory": {"decode_graph": False}},
+    "batched": {"decode_weights": "quantized", "engine": "batched"},
+}
+"""Settings of each way to take our step."""
+SIDES = (*OUR_SIDES, "trl")
 SMALL_DECODER = {"num_hidden_layers": 2, "vocab_size": 4096}
 SMOKE_CASE = ("qwen2-vl-2b", 8, 16, 2, 6)
 TEXT = 64
@@ -151,7 +161,7 @@ def of_ours(job: dict[str, Any], model: Path, work: Any, device: str) -> dict[st
     config = load_config(
         model=model,
         device=device,
-        engine="batched" if job["side"] == "batched" else "shared",
+        **OUR_SIDES[job["side"]],
         num_generations=work.generations,
         max_completion_length=work.completion,
         prompts_per_step=1,
@@ -168,7 +178,9 @@ def of_ours(job: dict[str, Any], model: Path, work: Any, device: str) -> dict[st
         torch.cuda.reset_peak_memory_stats()
         steps.peak = peak_since_last
     seconds = steps.step()
+    given_up = sorted(name for backoff in steps.backoffs for name in backoff.sizes)
     return {
+        "given_up": given_up,
         "step_seconds": seconds.step,
         "rollout_seconds": seconds.rollout,
         "update_seconds": seconds.update + seconds.score,
@@ -234,7 +246,7 @@ def write(log: list[dict[str, Any]]) -> None:
     errors = [
         max(seen["result"]["predicted_bytes"].values()) / max(seen["result"]["peak_bytes"].values()) - 1
         for seen in log
-        if seen["job"]["side"] == "ours" and seen["result"].get("peak_bytes")
+        if seen["job"]["side"] in ("ours", "copy", "eager") and seen["result"].get("peak_bytes")
     ]
     claims = []
     if errors:

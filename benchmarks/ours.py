@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.config.schema import RunConfig
     from vgpo_lite.data_types import Prompt, RolloutGroup
+    from vgpo_lite.engine import Backoff
 
 NEVER: tuple[int, ...] = ()
 
@@ -68,13 +69,15 @@ class Steps:
         policy: The model at work.
         peak: Asked at the end of each phase for the memory it took; None: nobody is asked.
         peaks: What it said of the last step's phases, in bytes.
+        backoffs: Sizes that shrank, and what else was given up.
     """
 
     def __init__(self, config: RunConfig, work: Work, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._config, self._clock = config, clock
         policy = load_policy(config)
         self.policy = type(policy)(**{**vars(policy), "eos_ids": NEVER})  # no completion ends early
-        self._engine = make_engine(self.policy, config)
+        self.backoffs: list[Backoff] = []
+        self._engine = make_engine(self.policy, config, on_backoff=self.backoffs.append)
         self._optimizer = make_optimizer(list(self.policy.adapters().values()), config)
         self._sample = question(work, policy.processor)
         self._number = 0

@@ -107,7 +107,7 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
 
 
 def _write_backoff(recorder: RunRecorder, backoff: Backoff) -> None:
-    recorder.event("out_of_memory", **asdict(backoff))
+    recorder.event(backoff.event, **asdict(backoff))
 
 
 def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tuple[str, ...]]:

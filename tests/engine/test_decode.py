@@ -7,6 +7,7 @@ import torch
 
 from vgpo_lite.algorithm.focus import next_token_attention_focus
 from vgpo_lite.engine.decode import GroupCache
+from vgpo_lite.engine.fixed import FixedCache
 
 LENGTHS = (7, 4, 9)
 HEADS, KV_HEADS, DIM, SLOTS, SCALE = 6, 2, 8, 3, 0.4
@@ -19,10 +20,17 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 class Bench:
     """A cache, and beside it what every completion has seen, in full."""
 
-    def __init__(self, *, dtype: torch.dtype = torch.float32, bias: float = 0.0, max_tokens: int = 12) -> None:
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        bias: float = 0.0,
+        max_tokens: int = 12,
+        kind: type[GroupCache] = GroupCache,
+    ) -> None:
         self.dtype = dtype
         self.masks = [normal(length, seed=length) > 0 for length in LENGTHS]
-        self.cache = GroupCache(self.masks, slots=SLOTS, max_tokens=max_tokens, focus_layer=0)
+        self.cache = kind(self.masks, slots=SLOTS, max_tokens=max_tokens, focus_layer=0)
         self.bias = bias * normal(1, KV_HEADS, 1, DIM, seed=40)
         self.prompts = []
         for place, length in enumerate(LENGTHS):
@@ -38,6 +46,8 @@ class Bench:
         query = normal(count, HEADS, 1, DIM, seed=seed).to(self.dtype)
         key = (normal(count, KV_HEADS, 1, DIM, seed=seed + 100) + self.bias).to(self.dtype)
         value = normal(count, KV_HEADS, 1, DIM, seed=seed + 200).to(self.dtype)
+        if isinstance(self.cache, FixedCache):
+            self.cache.prepare()
         found = self.cache.attend(0, query, key, value, scale=SCALE)
         self.cache.advance()
         expected, focus = [], []
@@ -59,8 +69,9 @@ class Bench:
         self.rows = [self.rows[p * width + s] for p, own in zip(prompts, slots, strict=True) for s in own]
 
 
-def test_each_completion_attends_its_prompt_and_itself():
-    bench = Bench()
+@pytest.mark.parametrize("kind", [GroupCache, FixedCache])
+def test_each_completion_attends_its_prompt_and_itself(kind):
+    bench = Bench(kind=kind)
     for seed in range(5):
         found, expected, focus, expected_focus = bench.step(seed)
         assert found.shape == (9, 1, HEADS, DIM)
@@ -68,8 +79,9 @@ def test_each_completion_attends_its_prompt_and_itself():
         torch.testing.assert_close(focus, expected_focus, atol=1e-6, rtol=1e-5)
 
 
-def test_what_stays_is_not_disturbed_by_what_leaves():
-    bench = Bench()
+@pytest.mark.parametrize("kind", [GroupCache, FixedCache])
+def test_what_stays_is_not_disturbed_by_what_leaves(kind):
+    bench = Bench(kind=kind)
     bench.step(0)
     for seed, (prompts, slots) in enumerate([([0, 2], [[2, 0], [0, 1]]), ([0, 1], [[1], [0]]), ([1], [[0]])], start=1):
         bench.keep(prompts, slots)
@@ -79,9 +91,10 @@ def test_what_stays_is_not_disturbed_by_what_leaves():
         torch.testing.assert_close(focus, expected_focus, atol=1e-6, rtol=1e-5)
 
 
-def test_room_grows_to_the_limit_and_no_further(monkeypatch):
+@pytest.mark.parametrize("kind", [GroupCache, FixedCache])
+def test_room_grows_to_the_limit_and_no_further(monkeypatch, kind):
     monkeypatch.setattr("vgpo_lite.engine.decode.FIRST_ROOM", 2)
-    bench = Bench(max_tokens=5)
+    bench = Bench(kind=kind, max_tokens=5)
     rooms = []
     for seed in range(5):
         found, expected, _, _ = bench.step(seed)

@@ -83,12 +83,13 @@ def test_an_update_allocates_what_was_predicted(model_type, recompute, rows):
     assert allocations(learn).peak == pytest.approx(predicted, rel=0.1)
 
 
-def test_keys_and_values_of_a_rollout_to_the_byte():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_keys_and_values_of_a_rollout_to_the_byte(fixed):
     policy = small_policy("qwen2_vl")
     use_shared_attention(policy.family.bare(policy.model))
     sampling = Sampling(num_generations=4, max_completion_length=60)
     with torch.no_grad():
-        batch = _Batch(replace(policy, eos_ids=(0,)), [PROMPT], [0], sampling, DecodePlan())
+        batch = _Batch(replace(policy, eos_ids=(0,)), [PROMPT], [0], sampling, DecodePlan(fixed=fixed))
         batch._feed(0, batch._draw(0))
     cache = batch._cache
     job = small_job(policy, **{"eval.limit": 0})
@@ -97,6 +98,22 @@ def test_keys_and_values_of_a_rollout_to_the_byte():
     parts = parts_of(job, "rollout")
     assert sum(held.nbytes for held in cache._of_prompts) == parts["prompt keys and values"]
     assert parts.get("completion keys and values", rooms) == rooms
+
+
+def test_a_graph_keeps_what_a_step_of_decoding_needs_while_tokens_are_drawn():
+    def parts(device="cuda", **changes):
+        config = load_config(model="qwen2-vl-2b", **changes)
+        size = PromptSize(text_tokens=200, images=(512,))
+        job = Job(model=preset_architectures()["qwen2-vl-2b"], config=config, largest=size, device=device)
+        return next(phase.parts for phase in memory_plan(job).phases if phase.name == "rollout")
+
+    graph, eager = parts(), parts(memory={"decode_graph": False})
+    # 32 rows attending: scores of 12 heads on 712 + 1024 tokens, and a layer's 2 x 128 keys of 1024 tokens in float32;
+    # more than the largest weight in 16 bits, 1536 x 8960, with a layer's activations of 32 tokens
+    assert graph["decode graph"] == 4 * 32 * (12 * (712 + 1024) + 2 * 128 * 1024)
+    assert sum(eager.values()) < sum(graph.values()) <= sum(eager.values()) + graph["decode graph"]
+    for other in (eager, parts("cpu"), parts(engine="batched")):
+        assert "decode graph" not in other
 
 
 @effort(max_examples=60, deadline=None)

@@ -103,6 +103,7 @@ ORIGINS: Mapping[str, str] = {
     "memory.gpu_memory": "the whole card",
     "memory.rows_per_micro_batch": "chosen to fit",
     "memory.prompts_per_decode": "chosen to fit",
+    "memory.decode_graph": "starting the kernels of a decoding step one by one takes longer than running them",
     "memory.worst_first": "a run that dies of memory dies on its longest prompt, hours later",
     "memory.rows_per_decode": "chosen to fit",
     "memory.logprob_chunk": "chosen to fit; 256 tokens of a 152,000-word vocabulary: 156 MB in float32",

@@ -180,11 +180,18 @@ class MemoryConfig(Section):
     """Tokens whose logits exist at one time; auto: 256, or fewer where they do not fit."""
     focus_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Tokens whose last-layer attention exists at one time; auto: 256, or fewer where they do not fit."""
+    decode_graph: bool | Auto = "auto"
+    """Whether keys and values of completions lie in room that is there beforehand, so that a GPU runs the steps of
+    decoding as CUDA graphs, which are far quicker to start; not for engine=batched. auto: on a GPU."""
     worst_first: bool | Auto = "auto"
     """Whether the largest group there can be is decoded, looked at and updated once before the first step, to no other
     effect than that sizes shrink before time is spent; auto: on a GPU."""
     cpu_threads: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Threads of torch on a CPU; auto: one for models under 50 million parameters, else what torch chooses."""
+
+    def uses_decode_graph(self, device: str) -> bool:
+        """`decode_graph` on a type of device."""
+        return device == "cuda" if self.decode_graph == "auto" else self.decode_graph
 
     @property
     def logprob_tokens(self) -> int:

@@ -31,14 +31,24 @@ SMALLEST_CHUNK = 16
 """Tokens: their logits take 10 MB at a vocabulary of 152,000, less than one layer's activations of any completion."""
 
 
+OUT_OF_MEMORY, NO_GRAPH = "out of memory", "a step cannot be captured as a CUDA graph"
+Cause = Literal["out of memory", "a step cannot be captured as a CUDA graph"]
+
+
+class GraphError(Exception):
+    """A step of decoding cannot be captured as a graph; without one it can be run."""
+
+
 class Shortage(NamedTuple):
-    """Work that ended because there was no memory left.
+    """Work that ended because there was no memory left, or no graph to be had.
 
     Attributes:
-        reason: What the allocator said, one line.
+        reason: What the allocator said, or who captures; one line.
+        cause: Which of the two.
     """
 
     reason: str
+    cause: Cause = OUT_OF_MEMORY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +60,19 @@ class Backoff:
         sizes: Each setting that changed, by its full name, with what it was and what it is.
         overruled: Where the user had written the old value, by the setting's name: a file, `--set`, ...
         reason: What the allocator said.
+        cause: Why it shrank.
     """
 
     phase: Phase
     sizes: Mapping[str, tuple[object, object]]
     overruled: Mapping[str, str]
     reason: str
+    cause: Cause = OUT_OF_MEMORY
+
+    @property
+    def event(self) -> str:
+        """What it is called among a run's events."""
+        return "out_of_memory" if self.cause == OUT_OF_MEMORY else "no_graph"
 
     def in_words(self) -> str:
         """One line for who watches.
@@ -66,7 +83,7 @@ class Backoff:
         """
         changes = ", ".join(f"{name} is {after} instead of {before}" for name, (before, after) in self.sizes.items())
         written = "".join(f", although {name} was set by {place}" for name, place in self.overruled.items())
-        return f"out of memory while {self.phase}: {changes} from here on{written}"
+        return f"{self.cause} while {self.phase}: {changes} from here on{written}"
 
 
 class DecodeSizes(NamedTuple):
@@ -114,13 +131,16 @@ def smaller_parts(settings: EngineSettings, rows_at_once: int) -> EngineSettings
 def attempted(
     work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | Shortage:
-    """The work's result, or that it ran out of memory; every other error passes.
+    """The work's result, or that it ran out of memory or could not be captured; every other error passes.
 
     What failed holds its tensors through the frames of its traceback: they are cleared, so that nothing but the
     caller's own references is left of it.
     """
     try:
         return work(*args, **kwargs)
+    except GraphError as error:
+        traceback.clear_frames(error.__traceback__)
+        return Shortage(reason=str(error), cause=NO_GRAPH)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

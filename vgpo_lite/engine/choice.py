@@ -67,7 +67,7 @@ def make_engine(
                 allow_recomputation(family.vision_tower(model))
         return (BatchedEngine if config.engine == "batched" else SharedEngine)(policy, settings)
 
-    settings = EngineSettings.of(config)
+    settings = EngineSettings.of(config, device=policy.device.type)
     if config.engine == "batched":
         settings = replace(settings, prompts_per_decode=1)  # its copies decode prompt after prompt
     return PatientEngine(

@@ -64,6 +64,7 @@ class GroupCache:
         self._slots = slots
         self._max_tokens = max_tokens
         self._focus_layer = focus_layer
+        self._unused: Bool[Tensor, " room"] | None = None  # where room is attended to that holds no token yet
         # One tensor per layer, keys and values on its first axis.
         self._of_prompts: list[Float[Tensor, "2 prompt kv_head prompt_token dim"]] = []
         self._own: list[Float[Tensor, "2 prompt kv_head slot room dim"]] = []
@@ -107,27 +108,44 @@ class GroupCache:
         if self._padding is not None:
             on_prompt.masked_fill_(self._padding[:, None, None], float("-inf"))
         on_own = queries @ own_key.float().mT
+        if self._unused is not None:
+            on_own.masked_fill_(self._unused, float("-inf"))
         weights = torch.cat([on_prompt.view(*on_own.shape[:-1], -1), on_own], dim=-1).softmax(dim=-1)
         if layer == self._focus_layer:
             on_image = torch.einsum("pkshi,pi->ps", weights[..., : self._longest], self._image_mask)
-            self.attention = (on_image / query.shape[1]).clamp(max=1)
+            self._see((on_image / query.shape[1]).clamp(max=1))
         for_prompt, for_own = weights.to(value.dtype).tensor_split([self._longest], dim=-1)
         gathered = (for_prompt.flatten(2, 3) @ prompt_value).view(queries.shape) + for_own @ own_value
         return gathered.transpose(1, 2).reshape(prompts * slots, 1, -1, dim)
 
+    def _see(self, attention: Float[Tensor, "prompt slot"]) -> None:
+        self.attention = attention
+
     def _append(self, layer: int, key: Tensor, value: Tensor) -> Float[Tensor, "2 prompt kv_head slot token dim"]:
         """Write the token at hand; the layer's own keys and values with it."""
         if layer == len(self._own):
-            shape = (2, self._prompts, key.shape[1], self._slots, min(FIRST_ROOM, self._max_tokens), key.shape[3])
-            self._own.append(key.new_empty(shape))
+            self._own.append(self._first_room(key))
+        elif self._own[layer].shape[4] == self.tokens:
+            self._own[layer] = self._more_room(self._own[layer])
         held = self._own[layer]
-        if held.shape[4] == self.tokens:
-            roomy = held.new_empty(*held.shape[:4], min(2 * self.tokens, self._max_tokens), held.shape[5])
-            roomy[..., : self.tokens, :] = held
-            held = self._own[layer] = roomy
         for place, new in enumerate((key, value)):
-            held[place, ..., self.tokens, :] = new.view(self._prompts, self._slots, -1, new.shape[3]).transpose(1, 2)
+            held[place, ..., self.tokens, :] = self._by_slot(new)
         return held[..., : self.tokens + 1, :]
+
+    def _by_slot(self, new: Float[Tensor, "row kv_head 1 dim"]) -> Float[Tensor, "prompt kv_head slot dim"]:
+        return new.view(self._prompts, self._slots, -1, new.shape[3]).transpose(1, 2)
+
+    def _first_room(self, key: Float[Tensor, "row kv_head 1 dim"]) -> Float[Tensor, "2 prompt kv_head slot room dim"]:
+        """Zeros: whoever attends to room without a token in it multiplies its values by zero."""
+        return key.new_zeros(2, self._prompts, key.shape[1], self._slots, self._first_tokens(), key.shape[3])
+
+    def _first_tokens(self) -> int:
+        return min(FIRST_ROOM, self._max_tokens)
+
+    def _more_room(self, held: Tensor) -> Float[Tensor, "2 prompt kv_head slot room dim"]:
+        roomy = held.new_zeros(*held.shape[:4], min(2 * self.tokens, self._max_tokens), held.shape[5])
+        roomy[..., : self.tokens, :] = held
+        return roomy
 
     def advance(self) -> None:
         """The forward is over: its token counts."""

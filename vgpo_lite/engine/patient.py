@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from vgpo_lite.engine.backoff import (
+    NO_GRAPH,
     Backoff,
     DecodeSizes,
     GradientSnapshot,
@@ -46,6 +47,7 @@ SETTING_NAMES = {
     "logprob_chunk": "memory.logprob_chunk",
     "focus_chunk": "memory.focus_chunk",
     "recompute": "gradient_checkpointing",
+    "decode_graph": "memory.decode_graph",
 }
 """What the user calls each size of an engine."""
 
@@ -231,6 +233,10 @@ class PatientEngine:
         return found if found.rows == group_size else DecodeSizes(1, found.rows)
 
     def _decode_less(self, shortage: Shortage, group_size: int, failed: DecodeSizes) -> None:
+        if shortage.cause == NO_GRAPH:
+            self._engine = self._build(replace(self.settings, decode_graph=False))
+            self._tell("decoding", shortage, {"decode_graph": (True, False)})
+            return
         if self._gave_up_copy("decoding", shortage):
             return
         smaller = failed.smaller()
@@ -268,7 +274,7 @@ class PatientEngine:
         if self._on_backoff is not None:
             named = {SETTING_NAMES[name]: change for name, change in sizes.items()}
             overruled = {name: self._written[name] for name in named if name in self._written}
-            self._on_backoff(Backoff(phase=phase, sizes=named, overruled=overruled, reason=shortage.reason))
+            self._on_backoff(Backoff(phase=phase, sizes=named, overruled=overruled, **shortage._asdict()))
 
     def _exhausted(self, phase: Phase, shortage: Shortage) -> HardwareError:
         release_memory(self._policy.device)

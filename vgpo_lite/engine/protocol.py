@@ -50,6 +50,7 @@ class EngineSettings:
         logprob_chunk: Tokens whose logits exist at one time.
         focus_chunk: Tokens whose last-layer attention exists at one time.
         recompute: Whether activations are recomputed in the backward pass instead of kept.
+        decode_graph: Whether steps of decoding have fixed shapes and are a CUDA graph where there is a GPU.
     """
 
     temperature: float = 1.0
@@ -62,10 +63,16 @@ class EngineSettings:
     logprob_chunk: int = 256
     focus_chunk: int = 256
     recompute: bool = True
+    decode_graph: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig) -> EngineSettings:
-        """The settings a run's configuration asks for; `auto` is what fits, and all prompts."""
+    def of(cls, config: RunConfig, *, device: str = "cpu") -> EngineSettings:
+        """The settings a run's configuration asks for; `auto` is what fits, all prompts, and graphs on a GPU.
+
+        Args:
+            config: The configuration.
+            device: The type of the device that the model is on.
+        """
         memory = config.memory
         return cls(
             temperature=config.temperature,
@@ -78,6 +85,7 @@ class EngineSettings:
             logprob_chunk=memory.logprob_tokens,
             focus_chunk=memory.focus_tokens,
             recompute=config.gradient_checkpointing,
+            decode_graph=memory.uses_decode_graph(device) and config.engine == "shared",
         )
 
 

@@ -16,6 +16,7 @@ from vgpo_lite.engine.capture import AttentionCapture
 from vgpo_lite.engine.completions import Completions
 from vgpo_lite.engine.decode import GroupCache
 from vgpo_lite.engine.decoder import Decoder
+from vgpo_lite.engine.fixed import FixedCache, FixedStep, captured_graph
 from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.attention import NO_MASK, use_shared_attention
@@ -60,11 +61,13 @@ class DecodePlan:
         focus_signal: Which focus to read while decoding; None: none. The similarity of a completion's last token needs
             its state, so that token is fed once more.
         features: The vision tower's features of a prompt, for who keeps them; None: the tower runs here.
+        fixed: Whether steps keep their shapes and addresses, and are captured as graphs where there is a GPU.
     """
 
     prompts_per_decode: int | None = None
     focus_signal: Literal["attention", "similarity"] | None = None
     features: Callable[[Prompt], VisionFeatures | None] | None = None
+    fixed: bool = False
 
 
 def sample_groups(
@@ -133,12 +136,15 @@ class _Batch:
         self._alive = torch.ones_like(self._rows, dtype=torch.bool)
         self._needed = self._alive
         reads_attention = plan.focus_signal == "attention"
-        self._cache = GroupCache(
+        self._cache = (FixedCache if plan.fixed else GroupCache)(
             [prompt.image_mask.to(device) for prompt in prompts],
             slots=slots,
             max_tokens=sampling.max_completion_length,
             focus_layer=policy.family.capture_layer(policy.model) if reads_attention else None,
         )
+        self._step = self._forward
+        if isinstance(self._cache, FixedCache):
+            self._step = FixedStep(self._forward, self._cache, captured_graph if device.type == "cuda" else None)
         starts = [self._prefill(index, prompt) for index, prompt in enumerate(prompts)]
         states, image_states, positions = zip(*starts, strict=True)
         self._image_states = torch.stack(image_states)
@@ -207,14 +213,7 @@ class _Batch:
 
     def _feed(self, token: int, ids: Int[Tensor, "prompt slot"]) -> Float[Tensor, "row hidden"]:
         """Run the tokens just sampled through the model: their states, after the final norm; focus is noted."""
-        positions = (self._positions + token).expand_as(ids).reshape(-1, 1)
-        states = self._language_model(
-            inputs_embeds=self._policy.family.embed(self._policy.model, ids.reshape(-1, 1)),
-            position_ids=self._policy.family.text_positions(positions),
-            attention_mask=NO_MASK,
-            use_cache=False,
-            stage=self._cache,
-        ).last_hidden_state[:, 0]
+        states = self._step(ids, (self._positions + token).expand_as(ids))
         self._cache.advance()
         if self._plan.focus_signal == "attention" and token + 1 < self._sampling.max_completion_length:
             self.completions.focus[self._rows, token + 1] = self._cache.attention
@@ -223,3 +222,14 @@ class _Batch:
             seen = [similarity_focus(own[:, None], image[None])[:, 0] for own, image in by_prompt]
             self.completions.focus[self._rows, token] = torch.stack(seen)
         return states
+
+    def _forward(
+        self, ids: Int[Tensor, "prompt slot"], positions: Int[Tensor, "prompt slot"]
+    ) -> Float[Tensor, "row hidden"]:
+        return self._language_model(
+            inputs_embeds=self._policy.family.embed(self._policy.model, ids.reshape(-1, 1)),
+            position_ids=self._policy.family.text_positions(positions.reshape(-1, 1)),
+            attention_mask=NO_MASK,
+            use_cache=False,
+            stage=self._cache,
+        ).last_hidden_state[:, 0]

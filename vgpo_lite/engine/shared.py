@@ -69,6 +69,7 @@ class SharedEngine:
             prompts_per_decode=self.settings.prompts_per_decode,
             focus_signal=self.settings.focus_signal if divides else None,
             features=self._features.of,
+            fixed=self.settings.decode_graph,
         )
         return sample_groups(self._policy, prompts, sampling, places=places, plan=plan, on_step=on_step)
 

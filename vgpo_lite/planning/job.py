@@ -75,6 +75,12 @@ class Job:
         return self.config.optim == "adamw_8bit" or (self.config.optim == "auto" and self.device == "cuda")
 
     @property
+    def decodes_by_graph(self) -> bool:
+        """Whether steps of decoding are CUDA graphs, which keep the memory of a step."""
+        shared = self.config.engine == "shared" and self.device == "cuda"
+        return shared and self.config.memory.uses_decode_graph(self.device)
+
+    @property
     def prompt(self) -> PromptSize:
         """The largest prompt within the pixel budget."""
         return self.largest.within(self.model.vision.tokens_within(self.config.data.pixel_budget))

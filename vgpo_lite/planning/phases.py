@@ -104,12 +104,17 @@ def rollout_parts(job: Job, *, prompts: int, group: int) -> dict[str, int]:
     keys = {"prompt keys and values": prompt_keys, "completion keys and values": own_keys}
     drawn_from = {"logits": rows * model.vocabulary * size}
     drawing = {"logits": rows * model.vocabulary * (size + 3 * FLOAT + 2)}  # scores, weights, sums, two masks
+    forward = {"activations": rows * costs.forward, "workspace": costs.workspace}
+    # Scores beside the joined ones and their weights, or keys in float32.
+    attending, moving = max(3 * scores, scores + in_float), rows * length * layer_keys // 2
     decoding = (
         keys | drawing,
-        keys | drawn_from | {"activations": rows * costs.forward, "workspace": costs.workspace},
-        # Scores beside the joined ones and their weights, or keys in float32, or a layer's old room beside the new one.
-        keys | drawn_from | {"activations": max(3 * scores, scores + in_float, rows * length * layer_keys // 2)},
+        keys | drawn_from | forward,
+        keys | drawn_from | {"activations": max(attending, moving)},  # or a layer's old room beside the new one
     )
+    if job.decodes_by_graph:  # it keeps what its step needs while tokens are drawn and room grows
+        graph = {"decode graph": max(sum(forward.values()), attending)}
+        decoding = (keys | drawing | graph, keys | drawn_from | graph | {"activations": moving})
     prefill = {
         # Each prompt leaves its own behind before they are copied into the batch's.
         "prompt keys and values": prompt_keys + tokens * layer_keys * model.layers,
