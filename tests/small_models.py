@@ -14,6 +14,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-MODEL_TYPES = (*QWEN_TYPES, "smolvlm")
+MODEL_TYPES = (*QWEN_TYPES, "smolvlm", "internvl")
 VOCABULARY = 160
 VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD = 150, 151, 152, 153, 154
 EOS, PAD = 149, 148
@@ -104,6 +106,11 @@ def _tiled_model(model_type: str, text: dict[str, object], *, tied: bool) -> Pre
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     tower |= {"image_size": TILE, "patch_size": PATCH}
     settings = {"image_token_id": IMAGE_PAD, "tie_word_embeddings": tied}
+    if model_type == "internvl":
+        tower |= {"attention_bias": True, "layer_scale_init_value": 0.5}
+        settings |= {"image_seq_length": 1, "downsample_ratio": 1 / MERGE}
+        config = InternVLConfig(text_config=text | {"model_type": "qwen2"}, vision_config=tower, **settings)
+        return InternVLForConditionalGeneration(config)
     config = SmolVLMConfig(
         text_config=text | {"model_type": "llama"},
         vision_config=tower,
@@ -211,6 +218,8 @@ def _tiles(model_type: str, lengths: Sequence[int]) -> tuple[list[int], dict[str
     """Tokens and pixels of images that are asked to have about that many tokens."""
     generator = torch.Generator().manual_seed(len(lengths))
     pixels = torch.randn(sum(lengths), 3, TILE, TILE, generator=generator)
+    if model_type == "internvl":
+        return list(lengths), {"pixel_values": pixels}
     mask = torch.ones(1, sum(lengths), TILE, TILE, dtype=torch.long)
     return list(lengths), {"pixel_values": pixels[None], "pixel_attention_mask": mask}
 

@@ -84,7 +84,7 @@ def mean_coloured_tiles(group: RolloutGroup) -> RolloutGroup:
     pixels = prompt.vision["pixel_values"].clone()
     for length in (6, 8):
         for channel in range(3):
-            part = pixels[0, start : start + length, channel]
+            part = pixels.flatten(0, -4)[start : start + length, channel]
             part[:] = sum(part.flatten().tolist()) / part.numel()
         start += length
     return replace(group, prompt=replace(prompt, vision={**prompt.vision, "pixel_values": pixels}))

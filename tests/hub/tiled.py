@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from transformers import GPT2Tokenizer
+from transformers import GPT2Tokenizer, Qwen2Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SMOLVLM2 = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-TILED = (SMOLVLM2,)
+INTERNVL3 = "OpenGVLab/InternVL3-1B-hf"
+TILED = (SMOLVLM2, INTERNVL3)
 
 TILE, PATCH, MERGE = 56, 14, 2  # 2 x 2 image tokens of 28 x 28 pixels in a tile
 SEQUENCE = (TILE // PATCH // MERGE) ** 2
@@ -21,11 +22,21 @@ _SMOLVLM_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )  # fmt: skip
-TOKENS = {SMOLVLM2: _SMOLVLM_TOKENS}
-ENDS = {SMOLVLM2: ("<end_of_utterance>", "<|im_end|>")}  # end, padding
-_IMAGE = {SMOLVLM2: "<image>"}
-WORDS = {"<|im_start|>", "<|im_end|>", "<end_of_utterance>"}  # special, and nothing to do with images
-MODEL_TYPES = {SMOLVLM2: "smolvlm"}
+_INTERNVL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<box>", "</box>",
+)  # fmt: skip
+TOKENS = {SMOLVLM2: _SMOLVLM_TOKENS, INTERNVL3: _INTERNVL_TOKENS}
+ENDS = {SMOLVLM2: ("<end_of_utterance>", "<|im_end|>"), INTERNVL3: ("<|im_end|>", "<|endoftext|>")}  # end, padding
+_IMAGE = {SMOLVLM2: "<image>", INTERNVL3: "<IMG_CONTEXT>"}
+WORDS = {
+    "<|im_start|>",
+    "<|im_end|>",
+    "<end_of_utterance>",
+    "<|endoftext|>",
+    "<box>",
+    "</box>",
+}  # special, and nothing to do with images
+MODEL_TYPES = {SMOLVLM2: "smolvlm", INTERNVL3: "internvl"}
 _PIECES = 400  # as in `models`
 
 _SMOLVLM_TEMPLATE = (
@@ -35,7 +46,13 @@ _SMOLVLM_TEMPLATE = (
     "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_TEMPLATES = {SMOLVLM2: _SMOLVLM_TEMPLATE}
+_INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_TEMPLATES = {SMOLVLM2: _SMOLVLM_TEMPLATE, INTERNVL3: _INTERNVL_TEMPLATE}
 
 
 def token_id(token: str, name: str) -> int:
@@ -52,6 +69,15 @@ def config(name: str, text: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": TILE, "patch_size": PATCH, "initializer_range": 0.08,
     }  # fmt: skip
     common = {"image_token_id": token_id(_IMAGE[name], name), "tie_word_embeddings": False, "dtype": "bfloat16"}
+    if name == INTERNVL3:
+        return common | {
+            "architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl", "downsample_ratio": 0.5,
+            "image_seq_length": SEQUENCE, "text_config": text | {"model_type": "qwen2", "rope_theta": 1000000.0},
+            "vision_config": tower | {
+                "model_type": "internvl_vision", "attention_bias": True, "image_size": [TILE, TILE],
+                "patch_size": [PATCH, PATCH],
+            },
+        }  # fmt: skip
     return common | {
         "architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "scale_factor": MERGE,
         "pad_token_id": padding, "text_config": text | {"model_type": "llama", "rope_theta": 100000},
@@ -63,24 +89,23 @@ def write_processor(folder: Path, name: str, vocabulary: Mapping[str, int], merg
     """Tokenizer, image processor, chat template and generation configuration, in the files of the real repositories."""
     specials = {token: token_id(token, name) for token in TOKENS[name]}
     end, padding = ENDS[name]
-    tokenizer = GPT2Tokenizer(
-        vocab={**vocabulary, **specials},
-        merges=list(merges),
-        extra_special_tokens=list(TOKENS[name]),
-        bos_token="<|im_start|>",
-        eos_token=end,
-        pad_token=padding,
-        unk_token=padding,
-    )
+    ends = {"eos_token": end, "pad_token": padding}
+    pieces: dict[str, Any] = {"vocab": {**vocabulary, **specials}, "merges": list(merges)}
+    if name == INTERNVL3:
+        named = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        }
+        tokenizer = Qwen2Tokenizer(**pieces, **ends, extra_special_tokens=named)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<box>", "</box>"]})
+    else:
+        tokenizer = GPT2Tokenizer(
+            **pieces, **ends, extra_special_tokens=list(TOKENS[name]), bos_token="<|im_start|>", unk_token=padding
+        )
     tokenizer.save_pretrained(folder)
-    files: dict[str, dict[str, Any]] = {
-        "preprocessor_config.json": {
-            "image_processor_type": "SmolVLMImageProcessor", "do_image_splitting": True, "do_pad": True,
-            "max_image_size": {"longest_edge": TILE}, "size": {"longest_edge": 4 * TILE},
-            "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "SmolVLMProcessor",
-        },
-        "video_preprocessor_config.json": {"video_processor_type": "SmolVLMVideoProcessor"},
-        "processor_config.json": {"image_seq_len": SEQUENCE, "processor_class": "SmolVLMProcessor"},
+    files = _processor_files(name) | {
         "chat_template.json": {"chat_template": _TEMPLATES[name]},
         "generation_config.json": {
             "eos_token_id": token_id(end, name), "pad_token_id": token_id(padding, name), "do_sample": True,
@@ -89,3 +114,25 @@ def write_processor(folder: Path, name: str, vocabulary: Mapping[str, int], merg
     }  # fmt: skip
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _processor_files(name: str) -> dict[str, dict[str, Any]]:
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    if name == INTERNVL3:
+        return {
+            "preprocessor_config.json": colours | {
+                "image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": False, "min_patches": 1,
+                "max_patches": 6, "size": {"height": TILE, "width": TILE}, "processor_class": "InternVLProcessor",
+            },
+            "video_preprocessor_config.json": {"video_processor_type": "InternVLVideoProcessor"},
+            "processor_config.json": {"image_seq_length": SEQUENCE, "processor_class": "InternVLProcessor"},
+        }  # fmt: skip
+    return {
+        "preprocessor_config.json": colours | {
+            "image_processor_type": "SmolVLMImageProcessor", "do_image_splitting": True, "do_pad": True,
+            "max_image_size": {"longest_edge": TILE}, "size": {"longest_edge": 4 * TILE},
+            "processor_class": "SmolVLMProcessor",
+        },
+        "video_preprocessor_config.json": {"video_processor_type": "SmolVLMVideoProcessor"},
+        "processor_config.json": {"image_seq_len": SEQUENCE, "processor_class": "SmolVLMProcessor"},
+    }  # fmt: skip

@@ -45,7 +45,7 @@ def prompt(family):
 
 
 def test_a_foreign_model_is_refused_with_the_families_that_are_known():
-    with pytest.raises(ModelError, match=r"'llava'.*qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
+    with pytest.raises(ModelError, match=r"'llava'.*internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
         family_of(SimpleNamespace(model_type="llava"))
 
 
@@ -181,6 +181,7 @@ class _Tokenizer:
 
 
 VISION_WORDS = {
+    "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "smolvlm": ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<row_1_col_12>"),
 }
 

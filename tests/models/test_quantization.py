@@ -12,8 +12,8 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
-from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
-from tests.hub.tiled import SMOLVLM2
+from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
+from tests.hub.tiled import TILED
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ModelError
 from vgpo_lite.models import load_policy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.models.policy import Policy
 
-UNTIED_TILES = (SMOLVLM2,)
+UNTIED_TILES = TILED
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -42,8 +42,13 @@ def _linears(policy: Policy) -> dict[str, nn.Linear]:
     }
 
 
-@pytest.mark.parametrize("name", [*SMALLEST_OF_EACH_FAMILY, *UNTIED])
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in (*QWENS, *UNTIED) for dtype in ("auto", "bfloat16", "float16")),
+        *((name, "auto") for name in TILED),
+    ],
+)
 def test_only_the_language_models_projections_are_in_4_bits(
     published, name: str, dtype: Literal["auto", "bfloat16", "float16"]
 ) -> None:
@@ -140,8 +145,13 @@ def test_a_checkpoint_stored_with_some_layers_in_16_bits_loads_as_it_is(stored_i
     assert sum(type(module) is Linear4bit for module in _linears(policy).values()) == 18
 
 
-@pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
-@pytest.mark.parametrize("listed", [["visual", "lm_head"], ["lm_head"], None])
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        *((name, listed) for name in QWENS for listed in (["visual", "lm_head"], ["lm_head"], None)),
+        *((name, ["lm_head"]) for name in TILED),
+    ],
+)
 def test_a_checkpoint_whose_list_of_wide_layers_means_nothing_today_loads_by_its_tensors(
     published, stored_in_nf4, name: str, listed: list[str] | None
 ) -> None:

@@ -13,7 +13,15 @@ from vgpo_lite.config.recipes import recipe_names
 from vgpo_lite.errors import HardwareError
 from vgpo_lite.planning import Job, PromptSize, fitted, preset_architectures, wanted_limit
 
-SMALL = ("smolvlm2-256m", "smolvlm2-500m", "smolvlm2-2.2b", "qwen2-vl-2b", "qwen3-vl-2b")
+SMALL = (
+    "internvl3-1b",
+    "internvl3-2b",
+    "smolvlm2-256m",
+    "smolvlm2-500m",
+    "smolvlm2-2.2b",
+    "qwen2-vl-2b",
+    "qwen3-vl-2b",
+)
 MIDDLE = ("qwen2.5-vl-3b", "qwen3-vl-4b")
 LARGE = ("qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
 PROMISED = {

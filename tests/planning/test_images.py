@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 from PIL import Image
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from vgpo_lite.planning import resized, split_tiles, tiles_per_side
+from vgpo_lite.planning import cropped_tiles, resized, split_tiles, tiles_per_side
 
 
 def test_grids_are_those_of_the_familys_processor():
@@ -38,3 +39,11 @@ def test_tiles_and_the_whole_image_beside_them_stay_within_the_budget():
         side = tiles_per_side(16, max_pixels=pixels)
         assert (side**2 + (side > 1)) * 256 <= pixels or side == 1
         assert ((side + 1) ** 2 + 1) * 256 > pixels
+
+
+def test_tiles_are_those_that_internvl_crops_an_image_into():
+    generator = random.Random(0)
+    for _ in range(500):
+        size, most = (generator.randint(2, 900), generator.randint(2, 900)), generator.randint(1, 12)
+        columns, rows = get_optimal_tiled_canvas(size, (448, 448), 1, most)
+        assert cropped_tiles(size, tile=448, most=most) == ((0, 0) if rows == columns == 1 else (rows, columns)), size

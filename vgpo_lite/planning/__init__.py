@@ -9,7 +9,14 @@ phase), `prediction` (the whole, with its reserve), `choice` (what is `auto`, ch
 
 from vgpo_lite.planning.architecture import Architecture, architecture_of, preset_architectures, read_json
 from vgpo_lite.planning.choice import CHOSEN, fitted, ways_out, would_fit
-from vgpo_lite.planning.images import TILED_TOKENS, resized, split_tiles, tiles_per_side
+from vgpo_lite.planning.images import (
+    TILED_TOKENS,
+    cropped_tiles,
+    most_tiles,
+    resized,
+    split_tiles,
+    tiles_per_side,
+)
 from vgpo_lite.planning.job import Job, PromptSize
 from vgpo_lite.planning.prediction import CONTEXT_BYTES, memory_plan, wanted_limit
 
@@ -21,8 +28,10 @@ __all__ = [
     "Job",
     "PromptSize",
     "architecture_of",
+    "cropped_tiles",
     "fitted",
     "memory_plan",
+    "most_tiles",
     "preset_architectures",
     "read_json",
     "resized",

@@ -87,8 +87,11 @@ class Architecture:
         return tables + self.layers * self.layer_parameters + self.hidden + self.vision.parameters
 
 
-_DECODERS = {"smolvlm": "llama"}
+_DECODERS = {"smolvlm": "llama", "internvl": "qwen2"}
 """The text model's type where a configuration leaves it out."""
+
+_TIED = ("internvl",)
+"""Whose head is the table of embeddings where a configuration does not say."""
 
 
 def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
@@ -117,7 +120,7 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
             kv_heads=text.get("num_key_value_heads") or heads,
             head_size=text.get("head_dim") or text["hidden_size"] // heads,
             vocabulary=text["vocab_size"],
-            ties_head=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            ties_head=bool(config.get("tie_word_embeddings", kind in _TIED or text.get("tie_word_embeddings", False))),
             projection_bias=bool(text.get("attention_bias", decoder.startswith("qwen2"))),
             norms_heads=decoder.startswith("qwen3"),
             vision=TOWERS[kind](config),

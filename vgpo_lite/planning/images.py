@@ -79,5 +79,50 @@ def split_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pixe
     return (rows * columns + 1) * tile_tokens
 
 
-TILED_TOKENS = {"smolvlm": split_tokens}
+def most_tiles(tile: int, *, max_pixels: int) -> int:
+    """Tiles within the pixel budget, one more with the whole image counted where there are two or more; at least one.
+
+    >>> [most_tiles(448, max_pixels=pixels) for pixels in (100_000, 401_408, 602_112, 3_000_000)]
+    [1, 1, 2, 13]
+    """
+    return max(max_pixels // tile**2 - 1, 1)
+
+
+def cropped_tiles(size: tuple[int, int], *, tile: int, most: int) -> tuple[int, int]:
+    """Rows and columns of tiles that InternVL crops an image into; none of either where one tile holds it.
+
+    Of all arrangements the one whose form is nearest to the image's; of equally near ones the largest that is not
+    twice as large as the image.
+
+    Args:
+        size: Height and width in pixels.
+        tile: Pixels of a tile's side.
+        most: Tiles there may be.
+
+    >>> cropped_tiles((480, 640), tile=448, most=12)
+    (3, 4)
+    >>> cropped_tiles((480, 640), tile=448, most=1)
+    (0, 0)
+    """
+    height, width = size
+    best, least = (1, 1), math.inf
+    arrangements = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    for columns, rows in sorted(arrangements, key=math.prod):
+        distance = abs(width / height - columns / rows)
+        if distance < least or (distance == least and 2 * height * width > tile**2 * rows * columns):
+            best, least = (rows, columns), distance
+    return (0, 0) if best == (1, 1) else best
+
+
+def cropped_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pixels: int) -> int:
+    """Image tokens of an image that InternVL crops, whose processors take at most twelve tiles.
+
+    >>> cropped_tokens((480, 640), tile=448, tile_tokens=256, max_pixels=401_408)
+    256
+    """
+    rows, columns = cropped_tiles(size, tile=tile, most=min(most_tiles(tile, max_pixels=max_pixels), 12))
+    return (rows * columns + 1) * tile_tokens
+
+
+TILED_TOKENS = {"smolvlm": split_tokens, "internvl": cropped_tokens}
 """Image tokens of an image, for the families that cut images into tiles, by `model_type`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Linear(NamedTuple):
@@ -43,6 +43,7 @@ class Vision:
         inner: Numbers of a patch inside a block's MLP.
         gated: Whether the MLP has a gate (three linear layers instead of two).
         splits_heads: Whether queries, keys and values have a linear layer each.
+        heads_bias: Whether those layers have a bias.
         has_layer_norms: Whether norms have a bias too.
         patch_numbers: Numbers of the pixels of a patch.
         patch_side: Pixels of a patch's side.
@@ -61,6 +62,7 @@ class Vision:
     inner: int
     gated: bool
     splits_heads: bool = False
+    heads_bias: bool = True
     has_layer_norms: bool
     patch_numbers: int
     patch_side: int
@@ -78,7 +80,8 @@ class Vision:
         """The linear layers of one block."""
         width, inner = self.width, self.inner
         ins = (Linear(width, inner, True),) * (2 if self.gated else 1)
-        heads = (Linear(width, width, True),) * 3 if self.splits_heads else (Linear(width, 3 * width, True),)
+        bias = self.heads_bias
+        heads = (Linear(width, width, bias),) * 3 if self.splits_heads else (Linear(width, 3 * width, bias),)
         return (*heads, Linear(width, width, True), *ins, Linear(inner, width, True))
 
     @property
@@ -199,5 +202,41 @@ def _smolvlm(config: Mapping[str, Any]) -> Vision:
     return _siglip(vision, merge=merge, connector=connector, output=output, depth=12)
 
 
-TOWERS = {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl, "smolvlm": _smolvlm}
+def _internvl(config: Mapping[str, Any]) -> Vision:
+    vision, output = config["vision_config"], config["text_config"]["hidden_size"]
+    merge, width = round(1 / config.get("downsample_ratio", 0.5)), vision.get("hidden_size", 1024)
+    side, tile = (_side(vision.get(name, default)) for name, default in (("patch_size", 14), ("image_size", 448)))
+    merged = width * merge**2
+    return Vision(
+        depth=vision.get("num_hidden_layers", 24),
+        width=width,
+        inner=vision.get("intermediate_size", 4096),
+        gated=False,
+        splits_heads=True,
+        heads_bias=vision.get("attention_bias", False),
+        has_layer_norms=vision.get("norm_type", "layer_norm") == "layer_norm",
+        patch_numbers=3 * side * side,
+        patch_side=side,
+        merge=merge,
+        positions=(tile // side) ** 2 + 2,  # the class token's embedding and position are two more
+        patch_bias=True,
+        block_scales=2 * width,
+        connector=2 * merged + Linear(merged, output, True).parameters + Linear(output, output, True).parameters,
+        tile=tile,
+        output=output,
+    )
+
+
+def _side(size: int | Sequence[int]) -> int:
+    """The side of a square that a configuration gives once or twice."""
+    return size if isinstance(size, int) else size[0]
+
+
+TOWERS = {
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "smolvlm": _smolvlm,
+    "internvl": _internvl,
+}
 """The tower in a config.json, by its `model_type`."""

@@ -13,6 +13,7 @@ class ImageProcessor(Protocol):
     merge_size: int
     max_image_size: Mapping[str, int]
     size: Mapping[str, int]
+    max_patches: int
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of that size, resizing included."""
@@ -44,6 +45,9 @@ class Processor(Protocol):
     image_token: str
     image_token_id: int
     image_seq_len: int
+    image_seq_length: int
+    start_image_token: str
+    end_image_token: str
     image_processor: ImageProcessor
     tokenizer: Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from vgpo_lite.planning import resized, split_tiles, tiles_per_side
+from vgpo_lite.planning import cropped_tiles, most_tiles, resized, split_tiles, tiles_per_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,6 +118,28 @@ class Split:
         return [split_tiles(size, tile=tile, longest_edge=longest_edge) for size in sizes]
 
 
+class Cropped:
+    """InternVL: tiles in the arrangement nearest to the image's form, and the whole image as one more behind them."""
+
+    def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
+        images = processor.image_processor
+        most = most_tiles(images.size["height"], max_pixels=data.pixel_budget)
+        return {"min_patches": 1, "max_patches": min(most, images.max_patches)}
+
+    def shown(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
+        frame = f"{processor.start_image_token}{processor.image_token}{processor.end_image_token}"
+        tiles = self._tiles(sizes, processor, data)
+        return [Shown(frame, (rows * columns + 1) * processor.image_seq_length) for rows, columns in tiles]
+
+    def grids(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
+        side = math.isqrt(processor.image_seq_length)
+        return [tiled_grid(rows, columns, side) for rows, columns in self._tiles(sizes, processor, data)]
+
+    def _tiles(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[tuple[int, int]]:
+        tile, most = processor.image_processor.size["height"], self.options(processor, data)["max_patches"]
+        return [cropped_tiles(size, tile=tile, most=most) for size in sizes]
+
+
 def tiled_grid(rows: int, columns: int, side: int) -> Grid:
     """Tiles of `side` x `side` tokens row by row, then the whole image as one more; that one alone where rows are none.
 
@@ -143,7 +165,7 @@ def _cells(rows: int, columns: int) -> tuple[tuple[int, int, int, int], ...]:
     return tuple((row, row + 1, column, column + 1) for row in range(rows) for column in range(columns))
 
 
-_WAYS: dict[str, Showing] = {"SmolVLMProcessor": Split()}
+_WAYS: dict[str, Showing] = {"SmolVLMProcessor": Split(), "InternVLProcessor": Cropped()}
 
 
 def showing_of(processor: Processor) -> Showing:
