@@ -171,6 +171,7 @@ def _begun(
         recorder.event("resumed", step=checkpoint.step, shrunk_sizes=run.shrunk_sizes)
     if run.unfinished and (output / "adapter").exists():
         discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
+        (output / "README.md").unlink(missing_ok=True)
     return run
 
 

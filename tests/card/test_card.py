@@ -20,6 +20,7 @@ from vgpo_lite.engine import make_engine
 from vgpo_lite.errors import CheckpointError
 from vgpo_lite.evaluation import wilson_interval
 from vgpo_lite.export import merge
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import encode_prompt
 from vgpo_lite.trainer import train
@@ -27,13 +28,24 @@ from vgpo_lite.trainer import train
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vgpo_lite.listening import RunSummary
+    from vgpo_lite.listening import RunPlan, RunSummary
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
     run: Path
     summary: RunSummary
+    had_card: tuple[bool, ...]
+
+
+class Watcher(SilentListener):
+    """Looks whether the run directory holds a card when a run, or its extension, begins."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.had_card = run, ()
+
+    def planned(self, plan: RunPlan) -> None:
+        self.had_card += ((self.run / "README.md").exists(),)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +53,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A run of two steps in two processes' worth, with a reward function in a private folder, and its merged model."""
     folder = tmp_path_factory.mktemp("private-folder")
     changes = {"eval": {"limit": 6}, "data": {"limit": 40, "prompt_style": "direct", "prompt_template": None}}
+    watcher = Watcher(folder / "run")
     with lent(folder / "lent"):
         train(small_config(folder / "run", max_steps=1, **changes))
-        summary = train(small_config(folder / "run", max_steps=2, **changes), resume="auto")
+        summary = train(small_config(folder / "run", max_steps=2, **changes), listener=watcher, resume="auto")
     merge(folder / "run", folder / "merged", verify=False)
-    return Ended(run=folder / "run", summary=summary)
+    return Ended(run=folder / "run", summary=summary, had_card=watcher.had_card)
 
 
 def fenced(card: str, language: str) -> str:
@@ -177,3 +190,8 @@ def test_a_hub_model_is_named_with_its_commit_and_a_cell_cannot_break_its_table(
     )
     assert 'text = "Say \\"yes\\"\\nor no."' in program
     assert "trained over NF4 weights" in card
+
+
+def test_a_run_that_goes_on_has_no_card_of_its_earlier_end(ended: Ended) -> None:
+    assert ended.had_card == (False,)
+    assert (ended.run / "README.md").is_file()

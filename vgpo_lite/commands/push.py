@@ -40,11 +40,13 @@ def push(
       vgpo-lite push merged --to me/qwen2-vl-2b-geo3k --public
     """
     from vgpo_lite.commands.targets import existing_folder
-    from vgpo_lite.export.pushing import check_name, upload_of
+    from vgpo_lite.export.pushing import check_name, check_token, upload_of
     from vgpo_lite.export.pushing import push as run
 
     check_name(repository)
     upload = upload_of(existing_folder(source), repository)
+    if not dry_run:
+        check_token()
     visibility = "public" if public else "private"
     verb = "would upload" if dry_run else "uploading"
     typer.echo(f"{verb} the {upload.kind} in {upload.folder} to {repository} ({visibility}):")

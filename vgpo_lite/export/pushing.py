@@ -16,7 +16,7 @@ from vgpo_lite.export.outgoing import Upload, upload_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Upload", "check_name", "push", "upload_of"]
+__all__ = ["Upload", "check_name", "check_token", "push", "upload_of"]
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _LOGIN = "Log in with `hf auth login` and a token that may write, or set HF_TOKEN"
@@ -34,6 +34,16 @@ def check_name(repository: str) -> None:
         raise ConfigError(f"--to is {repository!r}, which the hub takes for no name: {error}") from error
     if "/" not in repository:
         raise ConfigError(f"--to is {repository!r}; expected OWNER/NAME, your account or organization first.")
+
+
+def check_token() -> None:
+    """See that the hub can be told who uploads.
+
+    Raises:
+        PushError: There is no token.
+    """
+    if get_token() is None:
+        raise PushError(f"the hub needs to know who uploads, and there is no token. {_LOGIN}.")
 
 
 def push(upload: Upload, repository: str, *, public: bool, overwrite: bool, message: str) -> str:
@@ -55,8 +65,7 @@ def push(upload: Upload, repository: str, *, public: bool, overwrite: bool, mess
         PushError: There is no token, the hub refuses or cannot be reached, or the name is taken.
     """
     check_name(repository)
-    if get_token() is None:
-        raise PushError(f"the hub needs to know who uploads, and there is no token. {_LOGIN}.")
+    check_token()
     api = HfApi()
     with _refusals_in_words(repository):
         present = _created(api, repository, public=public, overwrite=overwrite)
