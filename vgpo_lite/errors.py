@@ -102,6 +102,14 @@ class StorageError(VgpoLiteError):
     exit_code = 6
 
 
+class PeerError(VgpoLiteError):
+    """Another process of the same run failed; the message is that one's, and so is the exit code."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class InterruptedRunError(VgpoLiteError):
     """A signal asked the run to save and leave."""
 

@@ -9,6 +9,7 @@ from vgpo_lite.data_types import Accuracy, Sampling
 from vgpo_lite.errors import DataError
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.preparation import open_workbench
+from vgpo_lite.processes import Told, team
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,8 @@ def measured_accuracy(
 ) -> Accuracy | None:
     """Greedy accuracy of the policy on the first `eval.limit` held-out rows; None where none has an answer.
 
+    Several processes share the batches out; all learn the result.
+
     Args:
         bench: The opened parts of a run.
         poll: Called between decoding steps and while grading; may raise to stop.
@@ -52,8 +55,29 @@ def measured_accuracy(
     if total == 0:
         return None
     greedy = Sampling(num_generations=1, max_completion_length=bench.config.max_completion_length, temperature=0.0)
+
+    def answered() -> Told:
+        return Told(facts=_counts(bench, greedy, total, poll=poll, progress=progress))
+
+    told = [part.facts for part in team().gathered(answered)]
+    right, graded = (sum(counts[name] for counts in told) for name in ("right", "graded"))
+    if graded == 0:
+        return None
+    low, high = wilson_interval(right, graded)
+    return Accuracy(right=right, total=graded, low=low, high=high)
+
+
+def _counts(
+    bench: Workbench,
+    greedy: Sampling,
+    total: int,
+    *,
+    poll: Callable[..., None],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, int]:
+    """Right and graded answers of this process's batches."""
     right = graded = 0
-    for start in range(0, total, bench.config.eval.batch_size):
+    for start in team().own(range(0, total, bench.config.eval.batch_size)):
         failpoint("evaluate.batch")
         rows = range(start, min(start + bench.config.eval.batch_size, total))
         prompts = [bench.prompt(bench.held_out, row) for row in rows]
@@ -65,10 +89,7 @@ def measured_accuracy(
         graded += sum(verdict is not None for verdict in verdicts)
         if progress is not None:
             progress(rows.stop, total)
-    if graded == 0:
-        return None
-    low, high = wilson_interval(right, graded)
-    return Accuracy(right=right, total=graded, low=low, high=high)
+    return {"right": right, "graded": graded}
 
 
 def evaluate(config: RunConfig, *, listener: Listener | None = None) -> Accuracy:

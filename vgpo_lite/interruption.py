@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import InterruptedRunError
+from vgpo_lite.launch import launched
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -50,7 +51,8 @@ class StopFlag:
         if self._received is not None:
             os._exit(128 + number)
         self._received = number
-        os.write(2, b"\nstopping after this step of the work; once more to leave at once\n")
+        if launched().rank == 0:
+            os.write(2, b"\nstopping after this step of the work; once more to leave at once\n")
 
     def poll(self, *_progress: object) -> None:
         """Stop here if a signal has come; arguments are ignored, so that it fits wherever progress is reported.

@@ -18,29 +18,30 @@ import torch
 
 from vgpo_lite.checkpoint import (
     Checkpoint,
-    checkpoint_folder,
     checkpoints,
     is_whole,
-    load_checkpoint,
-    newest_checkpoint,
     restore_generators,
 )
 from vgpo_lite.config.writing import flat_values, write_config
 from vgpo_lite.engine.optimizer import LossScale, learning_rate, make_optimizer
-from vgpo_lite.errors import CheckpointError, RewardError, StorageError, ending
+from vgpo_lite.errors import ConfigError, RewardError, StorageError, ending
 from vgpo_lite.failpoints import check_failpoints
-from vgpo_lite.identity import deciding_settings, identity
+from vgpo_lite.identity import deciding_settings, identity, refuse_changes, refuse_other_views
 from vgpo_lite.journal import FOLDER, Journal
+from vgpo_lite.launch import launched
 from vgpo_lite.listening import RunPlan, SilentListener
 from vgpo_lite.memory import device_in_words
+from vgpo_lite.models import chosen_device
 from vgpo_lite.models.lora import load_adapter_state
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.preparation import open_workbench
+from vgpo_lite.processes import joined, team
 from vgpo_lite.progress import Progress
-from vgpo_lite.recording import RunLock, RunRecorder, recorded_values, refuse_existing_run
+from vgpo_lite.recording import RunLock, RunRecorder, SilentRecorder, recorded_values, refuse_existing_run
 from vgpo_lite.report import refresh_report
+from vgpo_lite.resuming import leave_behind, refuse_other_version, shared_checkpoint
 from vgpo_lite.run import Run
-from vgpo_lite.storage import discard_folder, json_bytes, replace_file, sweep
+from vgpo_lite.storage import discard_folder, json_bytes, replace_file
 from vgpo_lite.tracking import Tracker, check_tracker
 from vgpo_lite.windows import restored_window
 
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
     from vgpo_lite.engine import Backoff
     from vgpo_lite.listening import Listener
     from vgpo_lite.preparation import Workbench
-
-_KEPT = Progress().state().keys() | {"identity", "max_steps", "loss_scale", "shrunk_sizes"}
+    from vgpo_lite.recording import Recorder
 
 
 @contextlib.contextmanager
@@ -80,15 +80,18 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
         refuse_existing_run(output)
     check_tracker(config.report_to)
     check_failpoints()
-    with RunLock(output):
-        recorder = RunRecorder(output)
+    several_cards = launched().count > 1 and chosen_device(config.device).type == "cuda"
+    with joined(on_cards=several_cards), RunLock(output) if team().is_first else contextlib.nullcontext():
+        recorder = RunRecorder(output) if team().is_first else SilentRecorder()
+        listener = listener if team().is_first else SilentListener()
         run: Run | None = None
         try:
             recorder.status("starting")
-            checkpoint, notes = _found_checkpoint(output, resume)
+            _refuse_idle_processes(config)
+            checkpoint, notes = shared_checkpoint(output, resume)
             if checkpoint is not None:
-                _refuse_other_version(checkpoint)
-                _refuse_changes(checkpoint.progress["identity"]["settings"], deciding_settings(config), "settings")
+                refuse_other_version(checkpoint)
+                refuse_changes(checkpoint.progress["identity"]["settings"], deciding_settings(config), "settings")
             told = partial(_write_backoff, recorder)
             with open_workbench(config, purpose="train", listener=listener, on_backoff=told) as bench:
                 run = _begun(bench, output=output, recorder=recorder, listener=listener, checkpoint=checkpoint)
@@ -97,47 +100,44 @@ def open_run(config: RunConfig, *, listener: Listener | None = None, resume: str
                 recorder.event("started", device=device_in_words(bench.policy.device), first_step=run.first_step)
                 yield run
         except BaseException as error:
-            _end_early(recorder, run, error, config)
+            if team().is_first:
+                _end_early(recorder, run, error, config)
+            _write_evidence(error, output)
             raise
         finally:
             if run is not None:
                 run.tracker.close()
-                refresh_report(output, is_over=True, on_failure=listener.noted)
+                if team().is_first:
+                    refresh_report(output, is_over=True, on_failure=listener.noted)
             recorder.close()
 
 
-def _write_backoff(recorder: RunRecorder, backoff: Backoff) -> None:
+def _refuse_idle_processes(config: RunConfig) -> None:
+    """Raise a ConfigError where some process would never have a group."""
+    count = team().count
+    if config.prompts_per_step < count:
+        raise ConfigError(
+            f"{count} processes share the groups of a step, but prompts_per_step is {config.prompts_per_step}: some "
+            f"would have nothing to do. Set prompts_per_step={count} or more, or launch fewer processes."
+        )
+
+
+def _write_backoff(recorder: Recorder, backoff: Backoff) -> None:
     recorder.event(backoff.event, **asdict(backoff))
 
 
-def _found_checkpoint(output: Path, resume: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    root = output / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    for folder in (output, root, output / "completions"):
-        sweep(folder)
-    if resume == "never":
-        return None, ()
-    if resume != "auto":
-        checkpoint = load_checkpoint(Path(resume))
-        return checkpoint, (f"resumed from {resume}, step {checkpoint.step}",)
-    if not any(root.iterdir()):
-        return None, ("nothing to resume yet: the run starts at step 1",)
-    checkpoint, notes = newest_checkpoint(root)
-    return checkpoint, (*notes, f"resumed after step {checkpoint.step}")
-
-
-def _leave_behind(root: Path, step: int) -> None:
-    """Discard checkpoints later than where a run goes on: they are damaged, or of steps that will be taken anew."""
-    for folder in checkpoints(root):
-        if folder.name > checkpoint_folder(root, step).name:
-            discard_folder(folder)
-
-
 def _begun(
-    bench: Workbench, *, output: Path, recorder: RunRecorder, listener: Listener, checkpoint: Checkpoint | None
+    bench: Workbench,
+    *,
+    output: Path,
+    recorder: Recorder,
+    listener: Listener,
+    checkpoint: Checkpoint | None,
 ) -> Run:
     if checkpoint is not None:
-        _refuse_changes(checkpoint.progress["identity"], identity(bench), "model or data")
+        refuse_changes(checkpoint.progress["identity"], identity(bench), "model or data")
+    refuse_other_views(bench)
+    writes = team().is_first
 
     def journal_failed(reason: str) -> None:
         recorder.event("journal_off", reason=reason)
@@ -153,26 +153,34 @@ def _begun(
         loss_scale=LossScale(enabled=bench.policy.dtype == torch.float16),
         order=PromptOrder(seed=bench.config.seed, rows=len(bench.train)),
         tracker=Tracker(
-            bench.config.report_to,
+            bench.config.report_to if writes else "none",
             folder=output,
             settings=flat_values(bench.config),
             on_failure=listener.noted,
         ),
-        journal=Journal(output / FOLDER, bench, on_failure=journal_failed),
+        journal=Journal(output / FOLDER, bench, on_failure=journal_failed, is_kept=writes),
     )
     if checkpoint is not None:
         _restore(run, checkpoint)
-        _leave_behind(output / "checkpoints", checkpoint.step)
-    run.journal.forget_after(run.progress.step)
-    recorder.forget_after(run.progress.step)
-    run.step_seconds = recorded_values(output, "time/step_seconds")
-    write_config(bench.config, output / "config.yaml")
+    if writes:
+        _prepare_folder(run, checkpoint)
+    return run
+
+
+def _prepare_folder(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Make the run directory that of a run which goes on from here."""
+    output, done = run.output, run.progress.step
     if checkpoint is not None:
-        recorder.event("resumed", step=checkpoint.step, shrunk_sizes=run.shrunk_sizes)
+        leave_behind(output / "checkpoints", checkpoint.step)
+    run.journal.forget_after(done)
+    run.recorder.forget_after(done)
+    run.step_seconds = recorded_values(output, "time/step_seconds")
+    write_config(run.config, output / "config.yaml")
+    if checkpoint is not None:
+        run.recorder.event("resumed", step=checkpoint.step, shrunk_sizes=run.shrunk_sizes)
     if run.unfinished and (output / "adapter").exists():
         discard_folder(output / "adapter")  # that of an earlier end of this run, which is not the end any more
         (output / "README.md").unlink(missing_ok=True)
-    return run
 
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
@@ -189,41 +197,6 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.first_step = checkpoint.step + 1
     if checkpoint.pending:
         run.pending = restored_window(checkpoint.pending, prompt_at=run.prompt_at, text_of=run.bench.policy.text_of)
-
-
-def _refuse_other_version(checkpoint: Checkpoint) -> None:
-    """Raise a CheckpointError where a checkpoint lacks what this version keeps in one."""
-    missing = sorted(_KEPT - checkpoint.progress.keys())
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} lacks {', '.join(missing)}: another version of vgpo-lite wrote "
-            "it. Go on with that version, or start afresh with another --output."
-        )
-
-
-def _refuse_changes(kept: dict[str, object], now: dict[str, object], what: str) -> None:
-    """Raise a CheckpointError that names what changed since the checkpoint was written."""
-    flat_kept, flat_now = _flat(kept), _flat(now)
-    changed = [
-        f"{name} was {flat_kept.get(name)!r} and is now {flat_now.get(name)!r}"
-        for name in sorted(flat_kept.keys() | flat_now.keys())
-        if flat_kept.get(name) != flat_now.get(name)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"this run cannot continue with other {what}: {'; '.join(changed)}. Restore what it was, or start afresh "
-            "with another --output."
-        )
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
 
 
 def _extension(run: Run, checkpoint: Checkpoint | None) -> tuple[str, ...]:
@@ -262,7 +235,7 @@ def _plan(run: Run, notes: tuple[str, ...]) -> RunPlan:
     )
 
 
-def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, config: RunConfig) -> None:
+def _end_early(recorder: Recorder, run: Run | None, error: BaseException, config: RunConfig) -> None:
     """Save what the last step left, if the run got that far, and write down why it ended."""
     end, output = ending(error), Path(config.output_folder)
     reason = end.reason
@@ -275,6 +248,10 @@ def _end_early(recorder: RunRecorder, run: Run | None, error: BaseException, con
         recorder.status(end.state, exit_code=end.exit_code, reason=reason, **_continuation(output, config))
     with contextlib.suppress(StorageError):
         recorder.event(end.state, exit_code=end.exit_code, reason=reason)
+
+
+def _write_evidence(error: BaseException, output: Path) -> None:
+    """Keep what a reward function failed on, in whichever process it did."""
     if isinstance(error, RewardError) and error.evidence:
         with contextlib.suppress(StorageError):
             replace_file(output / "reward_error.json", json_bytes(error.evidence))

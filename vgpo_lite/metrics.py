@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.memory import peak_bytes
+from vgpo_lite.processes import Told, team
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +47,14 @@ class Tally:
         late = completion_mask & (2 * place > completion_mask.sum(-1, keepdim=True))
         for name, where in (("mean", completion_mask), ("early", completion_mask & ~late), ("late", late)):
             self.add({f"focus/{name}": (float(focus[where].sum()), float(where.sum()))})
+
+    def over_processes(self) -> Tally:
+        """The sums and counts of all processes of the run together, the same in each."""
+        pairs = {name: (total, self._counts[name]) for name, total in self._sums.items()}
+        whole = Tally()
+        for told in team().gathered(lambda: Told(facts=pairs)):
+            whole.add({name: (total, count) for name, (total, count) in told.facts.items()})
+        return whole
 
     def means(self) -> dict[str, float]:
         """Every sum over its count; a metric that counted nothing is left out."""

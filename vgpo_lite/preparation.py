@@ -16,6 +16,7 @@ from vgpo_lite.listening import SilentListener
 from vgpo_lite.memory import cpu_threads, enforce_limit, memory_limit
 from vgpo_lite.models import chosen_device, load_policy, model_files, processor_alone
 from vgpo_lite.planning import CONTEXT_BYTES, Job, architecture_of, fitted, wanted_limit
+from vgpo_lite.processes import Told, team
 from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
 from vgpo_lite.rewards import Grader
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from vgpo_lite.listening import Listener, MemoryPlan
     from vgpo_lite.models import Policy
     from vgpo_lite.planning import Architecture
-    from vgpo_lite.prompts import Processor
+    from vgpo_lite.processes import Told, team
+from vgpo_lite.prompts import Processor
 
 UNGRADABLE = "gold does not grade itself"
 TOO_LONG = "prompt longer than data.max_prompt_length"
@@ -148,10 +150,19 @@ def gradable_rows(rows: Rows, grader: Grader, report: DataReport, config: RunCon
     A row without an answer passes where no reward of the run is about answers.
     """
     outlines = list(rows.outlines())
-    verdicts = grader.self_check([outline.answer for outline in outlines])
+    verdicts = _self_checked([outline.answer for outline in outlines], grader)
     if "accuracy" not in config.reward.functions:
         verdicts = [good or outline.answer is None for good, outline in zip(verdicts, outlines, strict=True)]
     return _keep(rows, outlines, verdicts, report, UNGRADABLE, lambda outline: f"answer {outline.answer!r}")
+
+
+def _self_checked(answers: Sequence[object], grader: Grader) -> list[bool]:
+    """Each answer's verdict, shared out to the processes of a run: all of them then keep the same rows."""
+    told = team().gathered(lambda: Told(facts={"verdicts": grader.self_check(team().own(answers))}))
+    verdicts = [False] * len(answers)
+    for rank, part in enumerate(told):
+        verdicts[rank :: len(told)] = part.facts["verdicts"]
+    return verdicts
 
 
 def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:

@@ -148,6 +148,31 @@ class RunRecorder:
                 raise
 
 
+class SilentRecorder:
+    """Writes nothing: another process of the run does."""
+
+    def forget_after(self, step: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def step(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Nothing."""
+
+    def status(self, state: str, **facts: object) -> None:
+        """Nothing."""
+
+    def completions(self, step: int, groups: Sequence[RolloutGroup], rewards: Sequence[GroupRewards]) -> None:
+        """Nothing."""
+
+
+Recorder = RunRecorder | SilentRecorder
+
+
 def _completion_rows(step: int, group: RolloutGroup, rewards: GroupRewards) -> list[dict[str, object]]:
     lengths = group.completion_mask.sum(-1).tolist()
     return [

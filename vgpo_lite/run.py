@@ -20,6 +20,7 @@ from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.listening import RunSummary
 from vgpo_lite.memory import counts_process, peak_bytes
 from vgpo_lite.models.lora import adapter_state, place_adapter
+from vgpo_lite.processes import team
 from vgpo_lite.progress import Progress
 from vgpo_lite.report import refresh_report
 from vgpo_lite.storage import replace_file
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from vgpo_lite.listening import Listener
     from vgpo_lite.ordering import PromptOrder
     from vgpo_lite.preparation import Workbench
-    from vgpo_lite.recording import RunRecorder
+    from vgpo_lite.recording import Recorder
     from vgpo_lite.tracking import Tracker
     from vgpo_lite.windows import Window
 
@@ -58,7 +59,7 @@ class Run:
 
     bench: Workbench
     output: Path
-    recorder: RunRecorder
+    recorder: Recorder
     listener: Listener
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale
@@ -192,9 +193,9 @@ class Run:
         return statistics.median(recent) * (self.config.max_steps - self.progress.step) if recent else 0.0
 
     def save(self) -> Path:
-        """Write a checkpoint of the last step's end, unless it is there already."""
+        """Write a checkpoint of the last step's end, unless it is there already, or another process does."""
         folder = checkpoint_folder(self.output / "checkpoints", self.progress.step)
-        if folder in checkpoints(folder.parent):
+        if not team().is_first or folder in checkpoints(folder.parent):
             return folder
         save_checkpoint(
             folder.parent,
@@ -267,9 +268,10 @@ class Run:
                 f"{self.config.learning_rate:g}, the loss scale {self.loss_scale.value:g}. In float16 the first steps "
                 "may only find the scale: raise max_steps. No adapter is written."
             )
-        record = training_record(self.bench, summary)
-        place_adapter(self.bench.policy, self.output / "adapter", adapter_companions(record))
-        replace_file(self.output / "README.md", adapter_card(record, source="adapter").encode())
+        if team().is_first:
+            record = training_record(self.bench, summary)
+            place_adapter(self.bench.policy, self.output / "adapter", adapter_companions(record))
+            replace_file(self.output / "README.md", adapter_card(record, source="adapter").encode())
         facts = {key: value for key, value in asdict(summary).items() if key != "output"}
         self.recorder.event("finished", **facts)
         self.recorder.status("finished", exit_code=0, **facts)

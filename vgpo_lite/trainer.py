@@ -7,6 +7,7 @@ seed and on counters alone, so a run that is resumed at a step's end goes on as 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vgpo_lite.algorithm.advantages import group_advantages
@@ -19,11 +20,15 @@ from vgpo_lite.invariants import check_first_group
 from vgpo_lite.lifecycle import open_run
 from vgpo_lite.metrics import Tally, rollout_metrics, sizes_in_use, step_costs
 from vgpo_lite.rehearsal import rehearse
+from vgpo_lite.sharing import shared_looks, shared_rollouts, shared_updates
 from vgpo_lite.terms import objective_of, weighting_of
 from vgpo_lite.windows import LearnedGroup, ScoredGroup, Window
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vgpo_lite.config.schema import RunConfig
+    from vgpo_lite.data_types import GroupSignals, Prompt
     from vgpo_lite.engine import Engine
     from vgpo_lite.listening import Listener, RunSummary
     from vgpo_lite.run import Run
@@ -58,11 +63,7 @@ def rollouts(run: Run) -> Window:
     draws, sampled, useful = run.progress.draws, [], []
     for _ in range(1 + config.max_resamples):
         places, prompts, draws = run.next_prompts(draws, config.prompts_per_step - len(useful))
-        groups = run.bench.engine.sample(prompts, config.sampling, places=places, on_step=run.decoding)
-        for group, place in zip(groups, places, strict=True):
-            rewards = run.bench.grader.grade(group)
-            advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
-            scored = ScoredGroup(group=group, rewards=rewards, advantages=advantages, place=place)
+        for scored in shared_rollouts(places, prompts, partial(graded_groups, run)):
             sampled.append(scored)
             trainable = scored.without_truncated() if config.mask_truncated_completions else scored
             if trainable.is_useful:
@@ -71,13 +72,28 @@ def rollouts(run: Run) -> Window:
             break
     signals = []
     if config.num_iterations > 1:
-        looks = [run.bench.engine.look(s.group, keep_graph=False, reference=config.uses_reference) for s in useful]
-        signals = [look.signals for look in looks]
+        signals = shared_looks(useful, partial(signals_of, run))
     seconds = time.perf_counter() - started
     metrics = rollout_metrics(sampled, trained=len(useful))
     return Window(
         sampled=sampled, useful=useful, signals=signals, metrics=metrics, draws=draws, rollout_seconds=seconds
     )
+
+
+def graded_groups(run: Run, places: Sequence[int], prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+    """Sample a group of completions for each of these prompts, and grade it."""
+    config, scored = run.config, []
+    groups = run.bench.engine.sample(prompts, config.sampling, places=places, on_step=run.decoding)
+    for group, place in zip(groups, places, strict=True):
+        rewards = run.bench.grader.grade(group)
+        advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
+        scored.append(ScoredGroup(group=group, rewards=rewards, advantages=advantages, place=place))
+    return scored
+
+
+def signals_of(run: Run, scored: ScoredGroup) -> GroupSignals:
+    """Look at a group before the first of several updates."""
+    return run.bench.engine.look(scored.group, keep_graph=False, reference=run.config.uses_reference).signals
 
 
 def step(run: Run, window: Window) -> Window:
@@ -96,11 +112,14 @@ def step(run: Run, window: Window) -> Window:
             )
         )
         run.is_checked = True
-    before, learned = run.journal.before(), []
-    for index in range(len(window.useful)):
+    before = run.journal.before()
+
+    def learned_group(index: int) -> LearnedGroup:
         run.listener.progressed("update", index, len(window.useful))
         run.bench.stop.poll()
-        learned.append(learn(engine, window, index, tally, config=run.config, loss_scale=run.loss_scale.value))
+        return learn(engine, window, index, tally, config=run.config, loss_scale=run.loss_scale.value)
+
+    learned = shared_updates(window.useful, learned_group, parameters=run.bench.policy.adapters().values())
     run.is_settled = False
     gradient = apply_gradients(run.optimizer, step=number, config=run.config, loss_scale=run.loss_scale.value)
     engine.forget()
@@ -108,7 +127,7 @@ def step(run: Run, window: Window) -> Window:
         run.adapters_moved.after(gradient, learning_rate=learning_rate(number, run.config))
     metrics = {
         **window.metrics,
-        **tally.means(),
+        **tally.over_processes().means(),
         "policy/grad_norm": gradient.norm,
         "policy/learning_rate": learning_rate(number, run.config),
         **step_costs(

@@ -124,21 +124,60 @@ def window_tensors(window: Window) -> dict[str, Tensor]:
         **{f"metric.{name}": torch.tensor(value, dtype=torch.float64) for name, value in window.metrics.items()},
     }
     for index, (scored, signals) in enumerate(zip(window.useful, window.signals, strict=True)):
-        fields = {
-            "completion_ids": scored.group.completion_ids,
-            "completion_mask": scored.group.completion_mask,
-            "sampling_logprobs": scored.group.sampling_logprobs,
-            "decode_focus": scored.group.decode_focus,
-            "finished": scored.group.finished,
-            "rewards": scored.rewards.rewards,
-            "advantages": scored.advantages,
-            "focus": signals.focus,
-            "old_logprobs": signals.old_logprobs,
-            "ref_logprobs": signals.ref_logprobs,
-            **{f"component.{name}": values for name, values in scored.rewards.components.items()},
-        }
-        tensors |= {f"{index}.{name}": tensor for name, tensor in fields.items() if tensor is not None}
+        fields = group_tensors(scored) | signal_tensors(signals)
+        tensors |= {f"{index}.{name}": tensor for name, tensor in fields.items()}
     return tensors
+
+
+def group_tensors(scored: ScoredGroup) -> dict[str, Tensor]:
+    """A group and what it earned, without its prompt and texts."""
+    fields = {
+        "completion_ids": scored.group.completion_ids,
+        "completion_mask": scored.group.completion_mask,
+        "sampling_logprobs": scored.group.sampling_logprobs,
+        "decode_focus": scored.group.decode_focus,
+        "finished": scored.group.finished,
+        "rewards": scored.rewards.rewards,
+        "advantages": scored.advantages,
+        **{f"component.{name}": values for name, values in scored.rewards.components.items()},
+    }
+    return {name: tensor for name, tensor in fields.items() if tensor is not None}
+
+
+def signal_tensors(signals: GroupSignals) -> dict[str, Tensor]:
+    """What was seen of a group."""
+    fields = {
+        "focus": signals.focus,
+        "old_logprobs": signals.old_logprobs,
+        "ref_logprobs": signals.ref_logprobs,
+    }
+    return {name: tensor for name, tensor in fields.items() if tensor is not None}
+
+
+def restored_group(tensors: Mapping[str, Tensor], *, prompt: Prompt, place: int, texts: Sequence[str]) -> ScoredGroup:
+    """The group that `group_tensors` was given."""
+    components = {n.removeprefix("component."): v for n, v in tensors.items() if n.startswith("component.")}
+    return ScoredGroup(
+        group=RolloutGroup(
+            prompt=prompt,
+            completion_ids=tensors["completion_ids"],
+            completion_mask=tensors["completion_mask"],
+            sampling_logprobs=tensors["sampling_logprobs"],
+            decode_focus=tensors.get("decode_focus"),
+            finished=tensors["finished"],
+            texts=tuple(texts),
+        ),
+        rewards=GroupRewards(rewards=tensors["rewards"], components=components),
+        advantages=tensors["advantages"],
+        place=place,
+    )
+
+
+def restored_signals(tensors: Mapping[str, Tensor]) -> GroupSignals:
+    """What `signal_tensors` was given."""
+    return GroupSignals(
+        focus=tensors.get("focus"), old_logprobs=tensors.get("old_logprobs"), ref_logprobs=tensors.get("ref_logprobs")
+    )
 
 
 def restored_window(
@@ -153,24 +192,9 @@ def restored_window(
     for index, place in enumerate(tensors["places"].tolist()):
         prefix = f"{index}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        ids, mask = own["completion_ids"], own["completion_mask"]
-        group = RolloutGroup(
-            prompt=prompt_at(place),
-            completion_ids=ids,
-            completion_mask=mask,
-            sampling_logprobs=own["sampling_logprobs"],
-            decode_focus=own.get("decode_focus"),
-            finished=own["finished"],
-            texts=tuple(text_of(row[kept]) for row, kept in zip(ids, mask, strict=True)),
-        )
-        components = {n.removeprefix("component."): v for n, v in own.items() if n.startswith("component.")}
-        rewards = GroupRewards(rewards=own["rewards"], components=components)
-        useful.append(ScoredGroup(group=group, rewards=rewards, advantages=own["advantages"], place=place))
-        signals.append(
-            GroupSignals(
-                focus=own.get("focus"), old_logprobs=own.get("old_logprobs"), ref_logprobs=own.get("ref_logprobs")
-            )
-        )
+        texts = [text_of(row[kept]) for row, kept in zip(own["completion_ids"], own["completion_mask"], strict=True)]
+        useful.append(restored_group(own, prompt=prompt_at(place), place=place, texts=texts))
+        signals.append(restored_signals(own))
     return Window(
         sampled=(),
         useful=useful,

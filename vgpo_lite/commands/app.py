@@ -62,7 +62,7 @@ def _program(
     pass
 
 
-app.command("train", rich_help_panel="Learn and measure")(reported(train.train))
+app.command("train", rich_help_panel="Learn and measure")(reported(train.train, alone=False))
 app.command("eval", rich_help_panel="Learn and measure")(reported(evaluation.evaluate))
 app.command("replay", rich_help_panel="Learn and measure")(reported(replay.replay))
 app.command("plan", rich_help_panel="Find your way")(reported(plan.plan))

@@ -16,19 +16,31 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from vgpo_lite.errors import SIGPIPE_EXIT_CODE, ending
+from vgpo_lite.errors import SIGPIPE_EXIT_CODE, ConfigError, PeerError, ending
 from vgpo_lite.failpoints import check_failpoints
+from vgpo_lite.launch import launched
+from vgpo_lite.processes import was_told
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The same command, with every deliberate error told in words and turned into its exit code."""
+def reported(command: Callable[Arguments, Result], *, alone: bool = True) -> Callable[Arguments, Result]:
+    """The same command, with every deliberate error told in words and turned into its exit code.
+
+    Args:
+        command: The command.
+        alone: Whether it runs in one process only.
+    """
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with failures_told():
+            if alone and (count := launched().count) > 1:
+                raise ConfigError(
+                    f"launched as {count} processes, but `vgpo-lite train` alone runs in several. Start this command "
+                    "without a launcher."
+                )
             return command(*args, **kwargs)
 
     return run
@@ -51,9 +63,14 @@ def failures_told() -> Iterator[None]:
             raise
         if _debugging():
             traceback.print_exception(error)
-        if end.exit_code != SIGPIPE_EXIT_CODE:
+        if end.exit_code != SIGPIPE_EXIT_CODE and not _first_process_says(error):
             _say(end.reason)
         raise typer.Exit(end.exit_code) from error
+
+
+def _first_process_says(error: BaseException) -> bool:
+    """Whether this is one of several processes and the first tells of the error: it was told of it, or has it too."""
+    return launched().rank > 0 and (isinstance(error, ConfigError | PeerError) or was_told(error))
 
 
 def tell_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -114,6 +115,8 @@ def train(
 
     from vgpo_lite.commands.display import watching
     from vgpo_lite.errors import InterruptedRunError
+    from vgpo_lite.launch import launched
+    from vgpo_lite.listening import SilentListener
     from vgpo_lite.models.backends import import_backend
     from vgpo_lite.recording import refuse_existing_run
 
@@ -121,7 +124,8 @@ def train(
         refuse_existing_run(Path(config.output_folder))  # before seconds are spent on loading torch
     import_backend(config.backend, device=config.device)
 
-    with watching(quiet=quiet) as listener:
+    is_first = launched().rank == 0
+    with watching(quiet=quiet) if is_first else nullcontext(SilentListener()) as listener:
         listener.noted(f"model {config.model}, data set {config.dataset}, run directory {config.output_folder}")
         from vgpo_lite.trainer import train as run
 
@@ -136,11 +140,14 @@ def train(
 def _continuation() -> str:
     """The command that goes on with this run: the one that was typed, with `--resume auto`."""
     from vgpo_lite.commands.words import program
+    from vgpo_lite.launch import launched
 
+    count = launched().count
+    started = program() if count == 1 else f"accelerate launch --multi_gpu --num_processes {count} -m vgpo_lite"
     typed = sys.argv[1:]
     kept = [
         word
         for place, word in enumerate(typed)
         if not (word == "--resume" or word.startswith("--resume=") or (place and typed[place - 1] == "--resume"))
     ]
-    return f"{program()} {shlex.join(kept)} --resume auto"
+    return f"{started} {shlex.join(kept)} --resume auto"

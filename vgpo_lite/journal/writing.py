@@ -34,14 +34,17 @@ class Journal:
         folder: The journal's folder.
         bench: The opened parts of the run.
         on_failure: Told why, should it be left alone.
+        is_kept: Whether it is this process that keeps it.
     """
 
-    def __init__(self, folder: Path, bench: Workbench, *, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, bench: Workbench, *, on_failure: Callable[[str], None], is_kept: bool = True
+    ) -> None:
         self._folder = folder
         self._on_failure = on_failure
         self._policy = bench.policy
         self._settings = bench.config.journal
-        self._is_on = self._settings.steps > 0 and self._settings.max_bytes > 0
+        self._is_on = is_kept and self._settings.steps > 0 and self._settings.max_bytes > 0
         self._about = {
             "model": bench.policy.model_id,
             "commit": bench.policy.revision,

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from vgpo_lite.errors import HardwareError, ModelError
+from vgpo_lite.launch import launched
 from vgpo_lite.models.backends import backend_named
 from vgpo_lite.models.backends.base import LoadRequest
 from vgpo_lite.models.checkpointing import allow_recomputation
@@ -185,7 +186,7 @@ def end_ids(generation: GenerationConfig | None, tokenizer: Any) -> tuple[int, .
 
 
 def chosen_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device a setting means on this machine.
+    """The device a setting means on this machine; of several cards that of this process.
 
     Raises:
         HardwareError: CUDA is asked for, but there is no card.
@@ -193,7 +194,7 @@ def chosen_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if wanted == "cuda" and not has_cuda:
         raise HardwareError("device=cuda, but no CUDA card is to be seen here. Set device=auto or device=cpu.")
-    return torch.device("cuda", 0) if has_cuda and wanted != "cpu" else torch.device("cpu")
+    return torch.device("cuda", launched().local_rank) if has_cuda and wanted != "cpu" else torch.device("cpu")
 
 
 def chosen_dtype(wanted: str, device: torch.device) -> torch.dtype:
