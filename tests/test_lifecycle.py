@@ -18,7 +18,7 @@ import torch
 import typer
 
 from tests.small_models import small_policy
-from vgpo_lite import lifecycle
+from vgpo_lite import lifecycle, resuming
 from vgpo_lite.checkpoint import checkpoints, is_whole, newest_checkpoint
 from vgpo_lite.commands.failures import failures_told
 from vgpo_lite.config.load import load_config
@@ -358,7 +358,7 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks(
     train_to(tmp_path, 1)
     found, notes = newest_checkpoint(tmp_path / "checkpoints")
     older = replace(found, progress={"draws": 3, "identity": {}})
-    monkeypatch.setattr(lifecycle, "newest_checkpoint", lambda root: (older, notes))
+    monkeypatch.setattr(resuming, "newest_checkpoint", lambda root: (older, notes))
     with pytest.raises(CheckpointError, match=r"step 1 lacks bad_steps, before, .*another version of vgpo-lite"):
         resumed(tmp_path)
 
