@@ -50,7 +50,7 @@ def test_no_deliberate_error_is_forgotten_here():
     defined = {
         name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, VgpoLiteError)
     }
-    assert defined - {"VgpoLiteError", "InterruptedRunError"} == set(DELIBERATE)
+    assert defined - {"VgpoLiteError", "InterruptedRunError", "PeerError"} == set(DELIBERATE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
