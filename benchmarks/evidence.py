@@ -96,7 +96,7 @@ def main() -> None:
         rate = chosen_rate(lines_of(LOG))
         do([(task, arm, seed, rate) for seed in SEEDS for task in names for arm in ARMS], chosen)
     runs = lines_of(LOG)
-    evidence_summary.write(runs, rate=chosen_rate(runs), areas=rate_areas(runs))
+    evidence_summary.write(runs, arms=list(ARMS), rate=chosen_rate(runs), areas=rate_areas(runs), seeds=SEEDS)
 
 
 def do(wanted: list[tuple[str, str, int, float]], chosen: argparse.Namespace) -> None:

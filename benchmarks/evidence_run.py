@@ -45,7 +45,7 @@ def measured_run(job: dict[str, Any], output: Path) -> dict[str, Any]:
     """Train and measure.
 
     Args:
-        job: `task`, `arm`, `seed`, `learning_rate`; `recipe` and `settings` of the arm, `dataset` and `settings` of the task merged;
+        job: `task`, `arm`, `seed`, `learning_rate`; the arm's `recipe`, the task's `dataset`, the `settings` of both;
             `tokens` to generate; `points` of the curve after the first, which is measured only where `points` is 0: it
             is the same for every run of a task; `held_out` rows.
         output: A new run directory.
