@@ -17,6 +17,7 @@ from tests.hub.data import GEOMETRY3K, picture, write_dataset
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
 from tests.hub.server import HubServer
 from tests.hub.supervision import supervise
+from vgpo_lite.config.writing import scalar
 
 PRESETS = {"qwen2-vl-2b": QWEN2_VL, "qwen2.5-vl-3b": QWEN2_5_VL, "qwen3-vl-2b": QWEN3_VL}
 
@@ -57,8 +58,8 @@ def test_the_readmes_commands_take_a_model_from_the_hub_to_a_merged_folder(
         assert f"datasets:\n- {GEOMETRY3K}\n" in card
         assert f"| base model | `{PRESETS[preset]}` at commit `{base}` |" in card
         assert f"| data set | `{GEOMETRY3K}` at commit `{rows}`, split `train`: " in card
-        assert f"\nrevision: {base}\n" in card
-        assert f"\n  revision: {rows}\n" in card
+        assert f"\nrevision: {scalar(base)}\n" in card
+        assert f"\n  revision: {scalar(rows)}\n" in card
     assert "largest logit gap" in merged.stdout
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert not hasattr(model.config, "quantization_config")

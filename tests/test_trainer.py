@@ -335,7 +335,7 @@ def test_a_tracker_mirrors_the_metrics_and_the_card_tells_what_was_trained(tmp_p
     card = (output / "README.md").read_text()
     assert summary.after is not None
     assert f"| after | {summary.after.right} of 10 | {100 * summary.after.share:.1f} % |" in card
-    assert "arXiv 2604.09349" in card
+    assert "https://arxiv.org/abs/2604.09349" in card
 
 
 def test_a_tracker_that_fails_is_told_of_and_never_stops_the_run(

@@ -25,6 +25,7 @@ DELIBERATE = {
     "NothingLearnedError": 3,
     "MergeError": 3,
     "ModelError": 3,
+    "PushError": 3,
     "HardwareError": 4,
     "NonFiniteError": 5,
     "InvariantError": 5,
