@@ -109,7 +109,7 @@ def dealt(costs: Sequence[float], count: int) -> list[list[int]]:
     """Places of things, whole, dealt to so many processes: the dearest first, each to who has least so far.
 
     >>> dealt([3, 9, 4, 4], 2)
-    [[0, 1], [2, 3]]
+    [[1], [0, 2, 3]]
     >>> dealt([5, 5, 5, 5], 2)
     [[0, 2], [1, 3]]
     """
