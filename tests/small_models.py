@@ -14,6 +14,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     PreTrainedModel,
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-MODEL_TYPES = (*QWEN_TYPES, "smolvlm", "internvl")
+MODEL_TYPES = (*QWEN_TYPES, "smolvlm", "internvl", "gemma3")
+WINDOW = 5
+"""Tokens that Gemma's first and last layers see: fewer than a prompt or a longer completion has."""
 VOCABULARY = 160
 VISION_START, VISION_END, VISION_PAD, IMAGE_PAD, VIDEO_PAD = 150, 151, 152, 153, 154
 EOS, PAD = 149, 148
@@ -97,6 +101,8 @@ def small_model(
             if parameter.dim() > 1:
                 fan_in = parameter[0].numel()
                 parameter.normal_(0.0, 1.5 / fan_in**0.5, generator=generator)
+        if model_type == "gemma3":  # its embeddings are scaled up, and would drown what the layers say
+            model.get_input_embeddings().weight.div_(TEXT["hidden_size"] ** 0.5)
     model.requires_grad_(False)
     return model.eval()
 
@@ -106,6 +112,16 @@ def _tiled_model(model_type: str, text: dict[str, object], *, tied: bool) -> Pre
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     tower |= {"image_size": TILE, "patch_size": PATCH}
     settings = {"image_token_id": IMAGE_PAD, "tie_word_embeddings": tied}
+    if model_type == "gemma3":
+        kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(text["num_hidden_layers"])]
+        text = text | {"rope_parameters": None, "layer_types": kinds, "sliding_window": WINDOW, "head_dim": 16}
+        text |= {"query_pre_attn_scalar": 16, "tie_word_embeddings": tied}
+        tower |= {"image_size": 2 * TILE, "vision_use_head": False}
+        ids = {"image_token_index": IMAGE_PAD, "boi_token_index": VISION_START, "eoi_token_index": VISION_END}
+        config = Gemma3Config(
+            text_config=text, vision_config=tower, mm_tokens_per_image=MERGE**2, tie_word_embeddings=tied, **ids
+        )
+        return Gemma3ForConditionalGeneration(config)
     if model_type == "internvl":
         tower |= {"attention_bias": True, "layer_scale_init_value": 0.5}
         settings |= {"image_seq_length": 1, "downsample_ratio": 1 / MERGE}
@@ -217,6 +233,9 @@ def seen_by(model_type: str, prompt: Prompt) -> Prompt:
 def _tiles(model_type: str, lengths: Sequence[int]) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Tokens and pixels of images that are asked to have about that many tokens."""
     generator = torch.Generator().manual_seed(len(lengths))
+    if model_type == "gemma3":  # one size for all
+        pixels = torch.randn(len(lengths), 3, 2 * TILE, 2 * TILE, generator=generator)
+        return [MERGE**2] * len(lengths), {"pixel_values": pixels}
     pixels = torch.randn(sum(lengths), 3, TILE, TILE, generator=generator)
     if model_type == "internvl":
         return list(lengths), {"pixel_values": pixels}

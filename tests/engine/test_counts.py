@@ -59,7 +59,7 @@ def test_an_undivided_group_runs_p_plus_gc_tokens_once_for_look_and_update_toget
     with counting(policy) as (images, tokens):
         learn(shared(policy, recompute=True, rows_per_micro_batch=rows), group)
     assert images == [1]
-    assert tokens == UNDIVIDED
+    assert tokens == [len(group.prompt.input_ids) - 1, UNDIVIDED[1]]
 
 
 def test_micro_batches_run_p_plus_gc_tokens_when_focus_was_read_while_decoding():
@@ -157,5 +157,5 @@ def test_copies_run_g_times_p_plus_c_tokens():
 def test_the_count_is_that_of_a_plain_forward():
     policy = small_policy("qwen2_vl")
     with counting(policy) as (images, tokens):
-        policy.model(**plain_inputs(GROUP, 0))
+        policy.model(**plain_inputs(policy, GROUP, 0))
     assert (images, tokens) == ([1], [P + LENGTHS[0]])

@@ -27,10 +27,12 @@ class Bench:
         bias: float = 0.0,
         max_tokens: int = 12,
         kind: type[GroupCache] = GroupCache,
+        window: int | None = None,
     ) -> None:
         self.dtype = dtype
+        self.window = window
         self.masks = [normal(length, seed=length) > 0 for length in LENGTHS]
-        self.cache = kind(self.masks, slots=SLOTS, max_tokens=max_tokens, focus_layer=0)
+        self.cache = kind(self.masks, slots=SLOTS, max_tokens=max_tokens, focus_layer=0, windows=[window])
         self.bias = bias * normal(1, KV_HEADS, 1, DIM, seed=40)
         self.prompts = []
         for place, length in enumerate(LENGTHS):
@@ -40,7 +42,7 @@ class Bench:
             self.cache.store_prompt(place, {0: (key, value)})
         self.rows = [(prompt, []) for prompt in range(len(LENGTHS)) for _ in range(SLOTS)]
 
-    def step(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(self, seed: int) -> tuple[torch.Tensor, ...]:
         """Attend one more token: what the cache says, what is so, and the same for the attention on the image."""
         count = len(self.rows)
         query = normal(count, HEADS, 1, DIM, seed=seed).to(self.dtype)
@@ -56,12 +58,16 @@ class Bench:
             keys = torch.cat([self.prompts[prompt][0], *(k for k, _ in own)], dim=2).double()
             values = torch.cat([self.prompts[prompt][1], *(v for _, v in own)], dim=2).double()
             keys, values = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (keys, values))
+            if self.window is not None:
+                keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
             weights = (query[row : row + 1].double() @ keys.mT * SCALE).softmax(-1)
             expected.append((weights @ values).transpose(1, 2))
             own_key = torch.cat([k for k, _ in own], dim=2)
             prompt_key, mask = self.prompts[prompt][0][0], self.masks[prompt]
+            if self.window is not None:
+                continue  # focus is read where a layer sees everything
             focus.append(next_token_attention_focus(query[row, None, :, 0], prompt_key, own_key, mask, scale=SCALE))
-        return found, torch.cat(expected), self.cache.attention.flatten(), torch.cat(focus)
+        return found, torch.cat(expected), self.cache.attention.flatten(), torch.cat(focus) if focus else None
 
     def keep(self, prompts: list[int], slots: list[list[int]]) -> None:
         width = len(self.rows) // len({prompt for prompt, _ in self.rows})
@@ -77,6 +83,18 @@ def test_each_completion_attends_its_prompt_and_itself(kind):
         assert found.shape == (9, 1, HEADS, DIM)
         torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(focus, expected_focus, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 10, 100])
+@pytest.mark.parametrize("kind", [GroupCache, FixedCache])
+def test_a_window_moves_over_the_prompt_and_the_completion(monkeypatch, kind, window):
+    monkeypatch.setattr("vgpo_lite.engine.decode.FIRST_ROOM", 2)
+    bench = Bench(kind=kind, window=window)
+    for seed in range(9):
+        if seed == 4:
+            bench.keep([0, 2], [[2, 0], [0, 1]])
+        found, expected, *_ = bench.step(seed)
+        torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [GroupCache, FixedCache])

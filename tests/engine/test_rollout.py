@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from tests.engine.allocations import allocations
+from tests.engine.work import KINDS_OF_TOKENS
 from tests.small_models import (
     EOS,
     IMAGE_PAD,
@@ -63,20 +64,21 @@ def make_policy(model_type="qwen2_vl", *, eos_ids=(EOS,), quantized=False) -> Po
     return replace(policy, eos_ids=eos_ids, processor=SimpleNamespace(tokenizer=SpokenIds()))
 
 
-def plain_inputs(prompt: Prompt, completion: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def plain_inputs(policy, prompt: Prompt, completion: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """What a processor would hand to the model."""
     ids = prompt.input_ids if completion is None else torch.cat([prompt.input_ids, completion])
     kinds = torch.zeros_like(ids)
     kinds[: len(prompt.image_mask)] = prompt.image_mask.long()
     inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **prompt.vision}
-    return inputs | ({"mm_token_type_ids": kinds[None].int()} if "image_grid_thw" in prompt.vision else {})
+    name = KINDS_OF_TOKENS.get(policy.family.model_type) if prompt.has_image else None
+    return inputs if name is None else inputs | {name: kinds[None].int()}
 
 
 def generated(policy, prompt: Prompt, tokens: int) -> list[int]:
     """What transformers generates greedily."""
     with evaluating(policy.model):
         ids = policy.model.generate(
-            **plain_inputs(prompt),
+            **plain_inputs(policy, prompt),
             max_new_tokens=tokens,
             do_sample=False,
             suppress_tokens=list(VISION_IDS),
@@ -97,7 +99,9 @@ def teacher_forced(policy, group: RolloutGroup, temperature: float = 1.0) -> tor
     logprobs = torch.zeros(group.completion_mask.shape)
     for place, ids in enumerate(rows_of(group)):
         completion = torch.tensor(ids)
-        logits = policy.model(**plain_inputs(group.prompt, completion), use_cache=False).logits[0, -len(ids) - 1 : -1]
+        logits = policy.model(**plain_inputs(policy, group.prompt, completion), use_cache=False).logits[
+            0, -len(ids) - 1 : -1
+        ]
         logprobs[place, : len(ids)] = (logits / temperature).log_softmax(-1).gather(1, completion[:, None])[:, 0]
     return logprobs
 
@@ -218,8 +222,9 @@ def test_attention_seen_while_decoding_is_that_of_the_emitting_query(model_type)
         expected = torch.zeros(group.completion_mask.shape)
         for place, ids in enumerate(rows_of(group)):
             with torch.no_grad():
-                inputs = plain_inputs(group.prompt, torch.tensor(ids))
-                weights = policy.model(**inputs, output_attentions=True, use_cache=False).attentions[-1][0]
+                inputs = plain_inputs(policy, group.prompt, torch.tensor(ids))
+                attentions = policy.model(**inputs, output_attentions=True, use_cache=False).attentions
+                weights = attentions[policy.family.capture_layer(policy.model)][0]
             first = group.prompt.input_ids.shape[0] - 1
             on_image = weights[:, first : first + len(ids), : first + 1][:, :, group.prompt.image_mask].sum(-1)
             expected[place, : len(ids)] = on_image.mean(0)
@@ -242,7 +247,7 @@ def test_similarity_seen_while_decoding_is_that_of_the_token_itself_the_last_one
         expected = torch.zeros(group.completion_mask.shape)
         for place, ids in enumerate(rows_of(group)):
             with torch.no_grad():
-                inputs = plain_inputs(group.prompt, torch.tensor(ids))
+                inputs = plain_inputs(policy, group.prompt, torch.tensor(ids))
                 states = policy.family.bare(policy.model).model(**inputs, use_cache=False).last_hidden_state[0]
             mean = states[: group.prompt.input_ids.shape[0]][group.prompt.image_mask].mean(0)
             cosine = torch.cosine_similarity(states[-len(ids) :], mean, dim=-1)
@@ -309,7 +314,7 @@ def test_a_training_model_under_gradient_checkpointing_decodes_the_same_and_goes
     assert_same(sample_groups(policy, PROMPTS, SAMPLING, places=range(4)), expected, tolerance=0)
     assert_same(sample_groups_from_copies(policy, PROMPTS, SAMPLING, places=range(4)), expected)
     assert before == {name: module.training for name, module in policy.model.named_modules()}
-    loss = policy.model(**plain_inputs(PROMPTS[0]), use_cache=False).logits.sum()
+    loss = policy.model(**plain_inputs(policy, PROMPTS[0]), use_cache=False).logits.sum()
     loss.backward()
     assert all(p.grad is not None for p in policy.model.parameters() if p.requires_grad)
 
@@ -420,5 +425,5 @@ def test_four_bit_weights_decode_as_they_train_and_stay_as_they_are():
     # On processors with bfloat16 instructions bitsandbytes repacks the weights of an evaluating layer for good.
     assert len(four_bit) == 3 * 7
     assert all(torch.equal(module.weight, old) for module, old in zip(four_bit, before, strict=True))
-    model(**plain_inputs(PROMPTS[0]), use_cache=False).logits.sum().backward()
+    model(**plain_inputs(policy, PROMPTS[0]), use_cache=False).logits.sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)

@@ -12,19 +12,24 @@ from peft import LoraConfig, get_peft_model
 from tests.engine.work import (
     PLAIN,
     advantages_of,
+    assert_same,
     assert_same_gradients,
     batched,
+    outcome,
     plain_inputs,
+    plain_outcome,
     shared,
     taken_gradients,
 )
 from tests.small_models import (
     IMAGE_PAD,
     MODEL_TYPES,
+    TEXT,
     VIDEO_PAD,
     VISION_END,
     VISION_PAD,
     VISION_START,
+    WINDOW,
     make_group,
     make_prompt,
     seen_by,
@@ -70,7 +75,7 @@ def test_a_vision_id_in_a_completion_changes_nothing_but_its_own_row(model_type,
         assert not torch.allclose(after.old_logprobs[1], before.old_logprobs[1], atol=0.1)
         assert torch.isfinite(after.old_logprobs).all()
     with pytest.raises((ValueError, IndexError), match=r"do not match|out of bounds"):  # the standard forward's answer
-        policy.model(**plain_inputs(forced, 1))
+        policy.model(**plain_inputs(policy, forced, 1))
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -179,7 +184,7 @@ def test_the_second_run_of_a_checkpointed_layer_is_not_captured(monkeypatch):
 
 
 def test_keys_and_values_of_a_second_run_are_not_the_graphs_and_not_kept():
-    stage, runs = PromptStage(), [tuple(torch.randn(1, 2, 3, 8) for _ in range(3)) for _ in range(2)]
+    stage, runs = PromptStage([None]), [tuple(torch.randn(1, 2, 3, 8) for _ in range(3)) for _ in range(2)]
     for query, key, value in runs:
         stage.attend(0, query, key, value, scale=1.0)
     assert stage.keys_values[0][0] is runs[0][1]
@@ -260,10 +265,26 @@ def test_the_configuration_chooses_the_engine():
     assert type(make_engine(policy, RunConfig(engine="batched"))._engine).__name__ == "BatchedEngine"
 
 
-def test_a_model_with_windows_is_refused_by_the_shared_engine_alone():
+def test_windows_are_kept_in_any_family(monkeypatch):
+    monkeypatch.setitem(TEXT, "use_sliding_window", True)
+    monkeypatch.setitem(TEXT, "sliding_window", WINDOW)
+    monkeypatch.setitem(TEXT, "layer_types", ["sliding_attention", "full_attention", "sliding_attention"])
+    policy = small_policy("qwen2_5_vl")
+    assert policy.family.windows(policy.model) == (WINDOW, None, WINDOW)
+    assert policy.family.capture_layer(policy.model) == 1
+    expected = plain_outcome(policy, GROUP)
+    assert_same(outcome(shared, policy, GROUP), expected)
+    assert_same(outcome(shared, policy, GROUP, rows_per_micro_batch=2, recompute=True), expected)
+    assert_same(outcome(batched, policy, GROUP), expected)
+    monkeypatch.setitem(TEXT, "layer_types", ["full_attention"] * 3)
+    everywhere = plain_outcome(small_policy("qwen2_5_vl"), GROUP)
+    assert float((everywhere.logprobs - expected.logprobs).abs().max()) > 0.1
+
+
+def test_a_model_with_layers_of_an_unknown_kind_is_refused_by_the_shared_engine_alone():
     policy = small_policy("qwen2_vl")
     config = policy.family.language_model(policy.model).config
-    config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(ConfigError, match="engine=batched"):
         make_engine(policy, RunConfig())
     assert policy.family.capture_layer(policy.model) == 2

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from tests.small_models import QWEN_TYPES
 from vgpo_lite.algorithm.objective import Objective, policy_loss
 from vgpo_lite.engine import EngineSettings
 from vgpo_lite.engine.batched import BatchedEngine
@@ -32,6 +33,9 @@ PLAIN = Objective(loss="dapo", max_completion_length=64)
 """No KL term; the ratio is 1 unless old log-probabilities differ."""
 
 Gradients = dict[str, torch.Tensor]
+
+KINDS_OF_TOKENS = dict.fromkeys(QWEN_TYPES, "mm_token_type_ids") | {"gemma3": "token_type_ids"}
+"""What the processors of some families call the tensor that tells image tokens apart."""
 
 
 class Outcome(NamedTuple):
@@ -93,13 +97,16 @@ def outcome(engine_of, policy: Policy, group: RolloutGroup, **settings: object) 
     return Outcome(seen.old_logprobs, seen.focus, similarity, taken_gradients(policy))
 
 
-def plain_inputs(group: RolloutGroup, row: int) -> dict[str, Tensor]:
+def plain_inputs(policy: Policy, group: RolloutGroup, row: int) -> dict[str, Tensor]:
     """What anyone would hand to the model for one completion: ids, pixels, grids, one row, no padding."""
     completion = group.completion_ids[row][group.completion_mask[row]]
     ids = torch.cat([group.prompt.input_ids, completion])[None]
     kinds = torch.nn.functional.pad(group.prompt.image_mask, (0, completion.shape[0]))[None].int()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **group.prompt.vision}
-    return inputs | ({"mm_token_type_ids": kinds} if "image_grid_thw" in group.prompt.vision else {})
+    if group.prompt.has_image:
+        name = KINDS_OF_TOKENS.get(policy.family.model_type)
+        inputs |= {} if name is None else {name: kinds}
+    return inputs
 
 
 def plain_logprobs(policy: Policy, group: RolloutGroup, temperature: float = 1.0) -> Tensor:
@@ -107,7 +114,7 @@ def plain_logprobs(policy: Policy, group: RolloutGroup, temperature: float = 1.0
     rows = []
     for row, length in enumerate(group.completion_mask.sum(dim=1).tolist()):
         policy.family.bare(policy.model).model.rope_deltas = None
-        inputs = plain_inputs(group, row)
+        inputs = plain_inputs(policy, group, row)
         logits = policy.model(**inputs, use_cache=False).logits[0, -length - 1 : -1].float()
         chosen = (logits / temperature).log_softmax(dim=-1).gather(1, inputs["input_ids"][0, -length:, None])[:, 0]
         rows.append(torch.nn.functional.pad(chosen, (0, group.completion_ids.shape[1] - length)))
@@ -144,8 +151,11 @@ def plain_focus(policy: Policy, group: RolloutGroup) -> tuple[Tensor, Tensor]:
     first = prompt.input_ids.shape[0]
     for row, length in enumerate(group.completion_mask.sum(dim=1).tolist()):
         bare.model.rope_deltas = None
-        output = bare(**plain_inputs(group, row), output_attentions=True, output_hidden_states=True, use_cache=False)
-        emitting = output.attentions[-1][0, :, first - 1 : first - 1 + length, :first]
+        output = bare(
+            **plain_inputs(policy, group, row), output_attentions=True, output_hidden_states=True, use_cache=False
+        )
+        weights = output.attentions[policy.family.capture_layer(policy.model)]
+        emitting = weights[0, :, first - 1 : first - 1 + length, :first]
         attention[row, :length] = emitting[..., prompt.image_mask].sum(dim=-1).mean(dim=0)
         states = output.hidden_states[-1][0]
         image = states[:first][prompt.image_mask].mean(dim=0)

@@ -55,8 +55,8 @@ def test_maps_are_the_models_own_eager_attention(model_type: str) -> None:
     for row, seen in enumerate(maps):
         bare.model.rope_deltas = None
         with torch.no_grad():
-            attention = bare(**plain_inputs(group, row), output_attentions=True, use_cache=False).attentions[-1]
-        expected = attention[0].mean(dim=0)[first - 1 : -1]
+            attentions = bare(**plain_inputs(policy, group, row), output_attentions=True, use_cache=False).attentions
+        expected = attentions[policy.family.capture_layer(policy.model)][0].mean(dim=0)[first - 1 : -1]
         torch.testing.assert_close(seen.on_prompt, expected[:, :first], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(seen.on_itself, expected[:, first:].sum(dim=-1), atol=1e-5, rtol=1e-5)
 

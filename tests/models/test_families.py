@@ -18,6 +18,7 @@ from tests.small_models import (
     VIDEO_PAD,
     VISION_END,
     VISION_START,
+    WINDOW,
     make_prompt,
     seen_by,
     small_model,
@@ -45,7 +46,7 @@ def prompt(family):
 
 
 def test_a_foreign_model_is_refused_with_the_families_that_are_known():
-    with pytest.raises(ModelError, match=r"'llava'.*internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
+    with pytest.raises(ModelError, match=r"'llava'.*gemma3, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
         family_of(SimpleNamespace(model_type="llava"))
 
 
@@ -88,7 +89,9 @@ def test_parts_are_found_bare_and_wrapped(model, family):
     wrapped = with_adapters(model)
     assert all(part(wrapped) is old or part(wrapped) == old for part, old in zip(parts, before, strict=True))
     assert family.bare(model) is model
-    assert family.capture_layer(model) == 2
+    windows = (WINDOW, None, WINDOW) if family.model_type == "gemma3" else (None, None, None)
+    assert family.windows(model) == windows
+    assert family.capture_layer(model) == max(layer for layer, window in enumerate(windows) if window is None)
     assert family.shares_prompts(model)
     assert len(family.layers(model)) == 3
 
@@ -142,8 +145,11 @@ def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family, 
 
 
 def test_features_that_do_not_match_the_prompt_are_refused_by_name(model, family, prompt):
-    short = replace(prompt, input_ids=prompt.input_ids[:-12], image_mask=prompt.image_mask[:-12])
-    with pytest.raises(ModelError, match=r"hand/1.*14 features.*9 image tokens"):
+    made, kept = int(prompt.image_mask.sum()), len(prompt.input_ids) - 8  # the text behind, the end, and one token
+    left = int(prompt.image_mask[:kept].sum())
+    short = replace(prompt, input_ids=prompt.input_ids[:kept], image_mask=prompt.image_mask[:kept])
+    assert left < made
+    with pytest.raises(ModelError, match=rf"hand/1.*{made} features.*{left} image tokens"):
         family.encode_images(model, short)
 
 
@@ -181,6 +187,7 @@ class _Tokenizer:
 
 
 VISION_WORDS = {
+    "gemma3": ("<image_soft_token>", "<start_of_image>", "<end_of_image>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "smolvlm": ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<row_1_col_12>"),
 }
@@ -191,6 +198,8 @@ def test_vision_ids_come_from_the_configuration_and_the_tokenizer(model, family)
     if words is None:
         named = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
         words = ("<|vision_pad|>", "<|image_pad|>")
+    elif family.model_type == "gemma3":
+        named = (VISION_START, VISION_END, IMAGE_PAD)
     assert family.vision_special_ids(model.config, None) == tuple(sorted(named))
     added = {word: 40 + place for place, word in enumerate(words)}
     assert family.vision_special_ids(model.config, _Tokenizer(added)) == tuple(sorted((*named, *added.values())))

@@ -121,13 +121,15 @@ class BatchedEngine:
         copies, width = token_ids.shape
         watches = with_focus and group.prompt.has_image and settings.focus_signal == "attention"
         watch = AttentionCapture(policy.family.capture_layer(policy.model), first_query=start - 1) if watches else None
+        embeds = torch.cat(
+            [inputs.inputs_embeds.expand(copies, -1, -1), policy.family.embed(policy.model, token_ids)], dim=1
+        )
+        kept = torch.cat([mask.new_ones(copies, start), mask], dim=1)
         with recomputing(self._layers if settings.recompute and torch.is_grad_enabled() else ()):
             hidden = policy.family.language_model(policy.model)(
-                inputs_embeds=torch.cat(
-                    [inputs.inputs_embeds.expand(copies, -1, -1), policy.family.embed(policy.model, token_ids)], dim=1
-                ),
+                inputs_embeds=embeds,
                 position_ids=inputs.row_positions(width, rows=copies),
-                attention_mask=torch.cat([mask.new_ones(copies, start), mask], dim=1).long(),
+                attention_mask=policy.family.row_masks(policy.model, inputs, embeds, kept),
                 use_cache=False,
                 watch=watch,
                 **inputs.extras(start + width, rows=copies),

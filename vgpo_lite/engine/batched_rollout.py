@@ -58,7 +58,7 @@ def _steps(policy: Policy, prompt: Prompt, sampling: Sampling, completions: Comp
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **{name: torch.cat([value.to(policy.device)] * copies) for name, value in prompt.vision.items()},
+        **{name: value.to(policy.device) for name, value in policy.family.whole_inputs(prompt, rows=copies).items()},
     ).logits[:, -1]
     for token in range(limit):
         ids, alive = completions.draw(token, logits, rows, alive)

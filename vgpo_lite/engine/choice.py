@@ -50,8 +50,8 @@ def make_engine(
     use_shared_attention(family.bare(model))
     if config.engine == "shared" and not family.shares_prompts(model):
         raise ConfigError(
-            f"engine=shared needs full attention in every layer, but {policy.model_id} has layers that see only a "
-            "window; use --set engine=batched"
+            f"engine=shared needs layers that see everything or a window, but {policy.model_id} has layers of another "
+            "kind; use --set engine=batched"
         )
 
     if config.backend == "unsloth" and config.decodes_from_copy:

@@ -43,6 +43,7 @@ class GroupCache:
         slots: int,
         max_tokens: int,
         focus_layer: int | None,
+        windows: Sequence[int | None] | None = None,
     ) -> None:
         """Prepare for prompts that are stored one by one.
 
@@ -51,19 +52,22 @@ class GroupCache:
             slots: Completions of each prompt.
             max_tokens: Completion tokens that will be held at most.
             focus_layer: The layer whose attention on image tokens is kept; None: none.
+            windows: Of each layer: how many tokens back a token sees, itself included; None: no layer has one.
         """
         lengths = [mask.shape[0] for mask in image_masks]
         self._longest = max(lengths)
         padded = [torch.nn.functional.pad(mask, (0, self._longest - mask.shape[0])) for mask in image_masks]
         self._image_mask = torch.stack(padded).float()
         self._padding: Tensor | None = None
+        self._prompt_places = torch.arange(self._longest, device=self._image_mask.device)
+        self._lengths = torch.tensor(lengths, device=self._image_mask.device)[:, None]
         if min(lengths) < self._longest:
-            place = torch.arange(self._longest, device=self._image_mask.device)
-            self._padding = place >= torch.tensor(lengths, device=place.device)[:, None]
+            self._padding = self._prompt_places >= self._lengths
         self._prompts = len(lengths)
         self._slots = slots
         self._max_tokens = max_tokens
         self._focus_layer = focus_layer
+        self._windows = windows
         self._unused: Bool[Tensor, " room"] | None = None  # where room is attended to that holds no token yet
         # One tensor per layer, keys and values on its first axis.
         self._of_prompts: list[Float[Tensor, "2 prompt kv_head prompt_token dim"]] = []
@@ -110,6 +114,7 @@ class GroupCache:
         on_own = queries @ own_key.float().mT
         if self._unused is not None:
             on_own.masked_fill_(self._unused, float("-inf"))
+        self._hide_beyond_window(layer, on_prompt, on_own)
         weights = torch.cat([on_prompt.view(*on_own.shape[:-1], -1), on_own], dim=-1).softmax(dim=-1)
         if layer == self._focus_layer:
             on_image = torch.einsum("pkshi,pi->ps", weights[..., : self._longest], self._image_mask)
@@ -117,6 +122,20 @@ class GroupCache:
         for_prompt, for_own = weights.to(value.dtype).tensor_split([self._longest], dim=-1)
         gathered = (for_prompt.flatten(2, 3) @ prompt_value).view(queries.shape) + for_own @ own_value
         return gathered.transpose(1, 2).reshape(prompts * slots, 1, -1, dim)
+
+    def _hide_beyond_window(self, layer: int, on_prompt: Tensor, on_own: Tensor) -> None:
+        """Scores of keys that the layer's window no longer shows to the token at hand, of every slot the same."""
+        window = None if self._windows is None else self._windows[layer]
+        if window is None or self._longest + on_own.shape[-1] <= window:
+            return
+        on_prompt.masked_fill_((self._prompt_places <= self._lengths + self._at - window)[:, None, None], float("-inf"))
+        own_places = torch.arange(on_own.shape[-1], device=on_own.device)
+        on_own.masked_fill_(own_places <= self._at - window, float("-inf"))
+
+    @property
+    def _at(self) -> int | Int[Tensor, " 1"]:
+        """The place of the token at hand in its completion."""
+        return self.tokens
 
     def _see(self, attention: Float[Tensor, "prompt slot"]) -> None:
         self.attention = attention
@@ -164,6 +183,7 @@ class GroupCache:
                     store[layer] = held.index_select(1, prompts)
             self._image_mask = self._image_mask.index_select(0, prompts)
             self._padding = None if self._padding is None else self._padding.index_select(0, prompts)
+            self._lengths = self._lengths.index_select(0, prompts)
         self._prompts, self._slots = slots.shape
         for layer, held in enumerate(self._own):
             chosen = slots[None, :, None, :, None, None].expand(2, -1, held.shape[2], -1, *held.shape[4:])

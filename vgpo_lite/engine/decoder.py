@@ -27,20 +27,25 @@ class Decoder:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._language_model = policy.family.language_model(policy.model)
-        self._last_layer = len(policy.family.layers(policy.model)) - 1
+        self._windows = policy.family.windows(policy.model)
 
     def prompt(
-        self, prompt: PromptInputs, stage: AttentionStage, watch: AttentionWatch | None
-    ) -> Float[Tensor, "prompt hidden"]:
-        """The states of a prompt."""
-        return self._run(prompt.inputs_embeds, prompt.position_ids, stage, watch, prompt.extras(prompt.length))
+        self, prompt: PromptInputs, watch: AttentionWatch | None = None
+    ) -> tuple[Float[Tensor, "prompt hidden"], dict[int, KeysAndValues]]:
+        """The states of a prompt, and its keys and values of every layer."""
+        stage = PromptStage(self._windows, image_blocks=prompt.image_blocks)
+        return self._run_prompt(prompt, stage, watch), stage.keys_values
 
     def keys_values(self, prompt: PromptInputs) -> dict[int, KeysAndValues]:
         """A prompt's keys and values of every layer, and nothing that only its states would need."""
-        stage = PromptStage(last_layer=self._last_layer)
+        last_layer = len(self._windows) - 1
+        stage = PromptStage(self._windows, image_blocks=prompt.image_blocks, last_layer=last_layer)
         with suppress(PromptReadError):
-            self.prompt(prompt, stage, None)
+            self._run_prompt(prompt, stage, None)
         return stage.keys_values
+
+    def _run_prompt(self, prompt: PromptInputs, stage: PromptStage, watch: AttentionWatch | None) -> Tensor:
+        return self._run(prompt.inputs_embeds, prompt.position_ids, stage, watch, prompt.extras(prompt.length))
 
     def completions(
         self,
@@ -50,6 +55,7 @@ class Decoder:
         *,
         first_position: int,
         watch: AttentionWatch | None,
+        places: Mapping[int, Int[Tensor, " shared"]] | None = None,
     ) -> Float[Tensor, "flat hidden"]:
         """The states of some completions, on top of their prompt's keys and values.
 
@@ -59,10 +65,12 @@ class Decoder:
             token_ids: What is fed (`layout.fed_ids`).
             first_position: The position of the prompt's last token.
             watch: Who looks on.
+            places: Of layers whose keys and values are not those of the whole shared part: where those stand that are.
         """
         embeds = self._policy.family.embed(self._policy.model, token_ids)[None]
         positions = self._policy.family.text_positions((layout.places() + first_position).to(embeds.device)[None])
-        return self._run(embeds, positions, CompletionStage(keys_values, layout), watch, {})
+        stage = CompletionStage(keys_values, layout, self._windows, places=places)
+        return self._run(embeds, positions, stage, watch, {})
 
     def _run(
         self,

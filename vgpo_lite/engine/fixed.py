@@ -68,6 +68,11 @@ class FixedCache(GroupCache):
     def _set_attention(self) -> None:
         self.attention = torch.zeros(self._prompts, self._slots, device=self._place.device)
 
+    @property
+    def _at(self) -> Int[Tensor, " 1"]:
+        """As written by `prepare`: a captured step reads it anew each time."""
+        return self._place
+
     def _see(self, attention: Float[Tensor, "prompt slot"]) -> None:
         self.attention.copy_(attention)
 

@@ -23,7 +23,7 @@ from vgpo_lite.models.modes import evaluating
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from vgpo_lite.data_types import Prompt, RolloutGroup
@@ -76,7 +76,7 @@ def image_reliance(
         hidden_layers: How many of the last layers cannot read the image; None: `late_layers`.
 
     Raises:
-        ModelError: A layer of the model sees only a window, which a completion's own keys do not tell.
+        ModelError: What a layer sees of its prompt is neither everything nor a window.
         ValueError: There is no image, or the model has fewer layers.
     """
     count = len(policy.family.layers(policy.model))
@@ -86,7 +86,9 @@ def image_reliance(
     if not 0 <= hidden_layers <= count:
         raise ValueError(f"hidden_layers is {hidden_layers}; expected 0 to {count}, the layers of the model")
     if not policy.family.shares_prompts(policy.model):
-        raise ModelError(f"{policy.model_id} has layers that see only a window; an image cannot be hidden from those")
+        raise ModelError(
+            f"{policy.model_id} has layers that see neither everything nor a window; no image can be hidden from those"
+        )
     with evaluating(policy.model):
         shown = _Reading.of(policy, group.prompt)
         painted = _Reading.of(policy, policy.family.painted_over(group.prompt))
@@ -115,15 +117,17 @@ class _Scores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What completions read: a prompt that has been run."""
+    """What completions read: a prompt that has been run, and where its keys stand in layers that lack some."""
 
     inputs: PromptInputs
     keys_values: Mapping[int, KeysAndValues]
+    places: Mapping[int, Int[Tensor, " shared"]]
 
     @classmethod
     def of(cls, policy: Policy, prompt: Prompt) -> _Reading:
         inputs = policy.family.prompt_inputs(policy.model, prompt, FeatureStore(policy).of(prompt))
-        return cls(inputs=inputs, keys_values=Decoder(policy).keys_values(inputs.without_last_token()))
+        keys_values = Decoder(policy).keys_values(inputs.without_last_token())
+        return cls(inputs=inputs, keys_values=keys_values, places={})
 
     def hiding_image(self, layers: range) -> _Reading:
         """The same without the image's keys and values in some layers."""
@@ -132,7 +136,7 @@ class _Reading:
             layer: (key[:, :, kept], value[:, :, kept]) if layer in layers else (key, value)
             for layer, (key, value) in self.keys_values.items()
         }
-        return replace(self, keys_values=hidden)
+        return replace(self, keys_values=hidden, places={layer: kept.nonzero().squeeze(1) for layer in layers})
 
     def scores(self, policy: Policy, group: RolloutGroup, row: int, temperature: float) -> _Scores:
         """One completion on top of the prompt."""
@@ -143,6 +147,7 @@ class _Reading:
             fed_ids(group, rows),
             first_position=self.inputs.next_position - 1,
             watch=None,
+            places=self.places,
         )
         head = policy.family.lm_head(policy.model).weight
         ids = group.completion_ids[row][group.completion_mask[row]].to(states.device)

@@ -40,9 +40,12 @@ def group_attention_maps(policy: Policy, group: RolloutGroup) -> list[AttentionM
         for row, kept in zip(group.completion_ids, group.completion_mask, strict=True):
             ids = row[kept][None].to(device)
             watch = AttentionCapture(layer)
+            embeds = torch.cat([inputs.inputs_embeds, family.embed(model, ids)], dim=1)
+            all_kept = torch.ones(embeds.shape[:2], dtype=torch.bool, device=device)
             family.language_model(model)(
-                inputs_embeds=torch.cat([inputs.inputs_embeds, family.embed(model, ids)], dim=1),
+                inputs_embeds=embeds,
                 position_ids=inputs.row_positions(ids.shape[1]),
+                attention_mask=family.row_masks(model, inputs, embeds, all_kept),
                 use_cache=False,
                 watch=watch,
                 **inputs.extras(start + ids.shape[1], rows=1),

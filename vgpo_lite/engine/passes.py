@@ -15,7 +15,6 @@ from vgpo_lite.engine.capture import AttentionCapture, row_attention_focus, row_
 from vgpo_lite.engine.decoder import Decoder
 from vgpo_lite.engine.layout import Layout, fed_ids
 from vgpo_lite.engine.logprobs import token_logprobs
-from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.models.checkpointing import recomputing
 
 if TYPE_CHECKING:
@@ -95,9 +94,8 @@ class GroupPasses:
         shared, image_states = inputs.without_last_token(), None
         with self._recomputing(kept_layers):
             if self._reads(prompt, "similarity", with_focus):
-                stage = PromptStage()
-                image_states = self._decoder.prompt(shared, stage, None).detach()[shared.image_mask]
-                keys_values = stage.keys_values
+                states, keys_values = self._decoder.prompt(shared)
+                image_states = states.detach()[shared.image_mask]
             else:
                 keys_values = self._decoder.keys_values(shared)
         return PromptPass(inputs=inputs, keys_values=keys_values, image_states=image_states)

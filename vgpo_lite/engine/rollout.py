@@ -17,7 +17,6 @@ from vgpo_lite.engine.completions import Completions
 from vgpo_lite.engine.decode import GroupCache
 from vgpo_lite.engine.decoder import Decoder
 from vgpo_lite.engine.fixed import FixedCache, FixedStep, captured_graph
-from vgpo_lite.engine.stages import PromptStage
 from vgpo_lite.failpoints import failpoint
 from vgpo_lite.models.attention import NO_MASK, use_shared_attention
 from vgpo_lite.models.modes import evaluating
@@ -141,6 +140,7 @@ class _Batch:
             slots=slots,
             max_tokens=sampling.max_completion_length,
             focus_layer=policy.family.capture_layer(policy.model) if reads_attention else None,
+            windows=policy.family.windows(policy.model),
         )
         self._step = self._forward
         if isinstance(self._cache, FixedCache):
@@ -157,11 +157,10 @@ class _Batch:
         encode = self._plan.features
         features = family.encode_images(model, prompt) if encode is None else encode(prompt)
         inputs = family.prompt_inputs(model, prompt, features)
-        stage, layer = PromptStage(), family.capture_layer(model)
         watches = self._plan.focus_signal == "attention" and prompt.has_image
-        watch = AttentionCapture(layer, first_query=inputs.length - 1) if watches else None
-        states = self._decoder.prompt(inputs, stage, watch)
-        self._cache.store_prompt(index, stage.keys_values)
+        watch = AttentionCapture(family.capture_layer(model), first_query=inputs.length - 1) if watches else None
+        states, keys_values = self._decoder.prompt(inputs, watch)
+        self._cache.store_prompt(index, keys_values)
         if watch is not None:
             query, key, scale = watch.seen
             no_own_key = key[:, :, :0]

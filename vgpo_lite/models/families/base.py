@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -43,6 +43,8 @@ class PromptInputs:
         next_position: The position of a completion's first token, on all axes.
         image_mask: True at the image tokens.
         deepstack: As in `VisionFeatures`.
+        image_blocks: The image that each token belongs to, from 0, and -1 where it belongs to none, of families whose
+            images see themselves in both directions (Gemma 3); None: every token sees what stands before it.
     """
 
     inputs_embeds: Float[Tensor, "1 prompt hidden"]
@@ -50,6 +52,7 @@ class PromptInputs:
     next_position: int
     image_mask: Bool[Tensor, " prompt"]
     deepstack: tuple[Float[Tensor, "image hidden"], ...] = ()
+    image_blocks: Int[Tensor, " prompt"] | None = None
 
     @property
     def length(self) -> int:
@@ -72,6 +75,7 @@ class PromptInputs:
             inputs_embeds=self.inputs_embeds[:, :-1],
             position_ids=self.position_ids[..., :-1],
             image_mask=self.image_mask[:-1],
+            image_blocks=None if self.image_blocks is None else self.image_blocks[:-1],
         )
 
     def row_positions(self, tokens: int, *, rows: int = 1) -> Int[Tensor, "*axis row token"]:
@@ -174,7 +178,38 @@ class Family(Protocol):
         ...
 
     def shares_prompts(self, model: nn.Module) -> bool:
-        """Whether every layer lets a completion see its whole prompt, so that completions can share it."""
+        """Whether what a layer shows a completion of its prompt follows from places alone: all, or a window."""
+        ...
+
+    def windows(self, model: nn.Module) -> tuple[int | None, ...]:
+        """Of each decoder layer: how many tokens back a token sees, itself included; None: all."""
+        ...
+
+    def row_masks(
+        self,
+        model: nn.Module,
+        inputs: PromptInputs,
+        embeds: Float[Tensor, "row token hidden"],
+        kept: Bool[Tensor, "row token"],
+    ) -> Any:
+        """The language model's own `attention_mask` for rows that begin with a prompt, none of them under a stage.
+
+        Args:
+            model: The model.
+            inputs: The prompt.
+            embeds: The whole rows.
+            kept: False on the padding behind them.
+        """
+        ...
+
+    def whole_inputs(self, prompt: Prompt, *, rows: int) -> Mapping[str, Tensor]:
+        """What the whole model's forward takes of copies of a prompt beside ids and positions: pixels, and whatever
+        tells it where images are.
+
+        Args:
+            prompt: The prompt.
+            rows: Copies of it in the batch.
+        """
         ...
 
     def vision_special_ids(self, config: PretrainedConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from peft import PeftModel
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from vgpo_lite.data_types import Prompt
-    from vgpo_lite.models.families.base import Tokenizer, VisionFeatures
+    from vgpo_lite.models.families.base import PromptInputs, Tokenizer, VisionFeatures
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of attention in the words of transformers' configurations."""
 
 LANGUAGE_PROJECTIONS = r"self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj"
 
@@ -106,7 +109,7 @@ class ComposedFamily:
         return tuple(self.vision_tower(model).get_submodule(self.blocks).children())
 
     def capture_layer(self, model: nn.Module) -> int:
-        return max(index for index, full in enumerate(self._full_attention(model)) if full)
+        return max(layer for layer, kind in enumerate(self._layer_kinds(model)) if kind == FULL)
 
     def kept_numbers(self, model: nn.Module) -> int:
         config = self._decoder(model).config
@@ -115,12 +118,22 @@ class ComposedFamily:
         return 4 * config.intermediate_size + 10 * config.hidden_size
 
     def shares_prompts(self, model: nn.Module) -> bool:
-        return all(self._full_attention(model))
+        return {FULL, SLIDING}.issuperset(self._layer_kinds(model))
 
-    def _full_attention(self, model: nn.Module) -> list[bool]:
+    def windows(self, model: nn.Module) -> tuple[int | None, ...]:
+        window = vars(self._decoder(model).config).get("sliding_window")
+        return tuple(window if kind == SLIDING else None for kind in self._layer_kinds(model))
+
+    def row_masks(self, model: nn.Module, inputs: PromptInputs, embeds: Tensor, kept: Bool[Tensor, "row token"]) -> Any:
+        return kept.long()
+
+    def whole_inputs(self, prompt: Prompt, *, rows: int) -> dict[str, Tensor]:
+        return {name: torch.cat([value] * rows) for name, value in prompt.vision.items()}
+
+    def _layer_kinds(self, model: nn.Module) -> Sequence[str]:
+        """The attention of each layer, as its configuration calls it."""
         config = self._decoder(model).config
-        kinds = vars(config).get("layer_types")  # only some configurations list each layer's attention
-        return [True] * config.num_hidden_layers if kinds is None else [kind == "full_attention" for kind in kinds]
+        return vars(config).get("layer_types") or [FULL] * config.num_hidden_layers  # only some configurations list it
 
     def vision_special_ids(self, config: PretrainedConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
         named = vars(config)
