@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2Tokenizer
 
-from tests.hub import tiled
+from tests.hub import gemma, tiled
+from tests.hub.gemma import GEMMA3
 from tests.hub.tiled import TILED
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ QWEN2_VL = "Qwen/Qwen2-VL-2B-Instruct"
 QWEN2_5_VL = "Qwen/Qwen2.5-VL-3B-Instruct"
 QWEN3_VL = "Qwen/Qwen3-VL-2B-Instruct"
 QWENS = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
-SMALLEST_OF_EACH_FAMILY = (*QWENS, *TILED)
+SMALLEST_OF_EACH_FAMILY = (*QWENS, *TILED, GEMMA3)
 UNTIED = ("Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-VL-8B-Instruct")
 
 SPECIAL_TOKENS = (
@@ -167,6 +168,12 @@ def _qwen3_vl_config(name: str) -> dict[str, Any]:
 _FAMILIES = {"Qwen2-VL": _qwen2_vl_config, "Qwen2.5-VL": _qwen2_5_vl_config, "Qwen3-VL": _qwen3_vl_config}
 
 
+def _config(name: str) -> dict[str, Any]:
+    if name == GEMMA3:
+        return gemma.config(_text_config(name), _CORPUS)
+    return tiled.config(name, _text_config(name)) if name in TILED else _FAMILIES[_family(name)](name)
+
+
 def _generation_config(name: str) -> dict[str, Any]:
     """Near-greedy settings like those the real repositories ship: a trainer must not inherit them."""
     if "Qwen3-VL" in name:
@@ -217,7 +224,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def write_model(folder: Path, name: str, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write a small model that stands for the real one of that name; the same seed writes the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = tiled.config(name, _text_config(name)) if name in TILED else _FAMILIES[_family(name)](name)
+    content = _config(name)
     _write_json(folder / "config.json", content)
     config = AutoConfig.from_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
@@ -227,9 +234,13 @@ def write_model(folder: Path, name: str, *, seed: int = 0, dtype: torch.dtype = 
             for parameter in model.parameters():
                 if parameter.ndim == 1:  # norms of one and biases of zero would hide a mix-up of them
                     parameter.add_(torch.randn_like(parameter), alpha=0.05)
+                elif not parameter.any():  # Gemma's projector begins blind
+                    parameter.normal_(0.0, 0.08)
     model.save_pretrained(folder, max_shard_size="200KB")
     _write_json(folder / "config.json", content)
-    if name in TILED:
+    if name == GEMMA3:
+        gemma.write_processor(folder, _CORPUS)
+    elif name in TILED:
         tiled.write_processor(folder, name, *_pieces())
     else:
         _write_json(folder / "generation_config.json", _generation_config(name))

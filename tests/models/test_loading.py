@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from tests.hub import tiled
+from tests.hub import gemma, tiled
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, token_id
 from vgpo_lite.config.schema import LoraSettings, RunConfig
 from vgpo_lite.errors import HardwareError, ModelError
@@ -60,11 +60,25 @@ def test_a_policy_that_reads_tiles_never_samples_what_stands_for_them(published,
     assert policy.family.model_type == tiled.MODEL_TYPES[name]
 
 
+def test_gemma_ends_its_turn_and_never_samples_what_stands_for_images(published) -> None:
+    policy = load_policy(RunConfig(model=gemma.GEMMA3))
+    ids = policy.processor.tokenizer.convert_tokens_to_ids
+    assert policy.eos_ids == tuple(sorted(ids(["<eos>", "<end_of_turn>"])))
+    assert policy.pad_id == ids("<pad>") == 0
+    assert policy.suppressed_ids == tuple(sorted(ids(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])))
+    assert policy.family.windows(policy.model) == (gemma.WINDOW, None, gemma.WINDOW)
+
+
+def test_gemma_is_not_loaded_in_float16_which_cannot_hold_its_states(published) -> None:
+    with pytest.raises(HardwareError, match=r"float16 cannot hold.*Set dtype=float32"):
+        load_policy(RunConfig(model=gemma.GEMMA3, dtype="float16"))
+
+
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
 def test_nothing_of_the_shipped_nearly_greedy_sampling_is_inherited(published, name: str) -> None:
     shipped = GenerationConfig.from_pretrained(published[name])
     assert shipped.do_sample is True
-    assert (shipped.temperature, shipped.repetition_penalty) != (1.0, 1.0)
+    assert (shipped.temperature, shipped.repetition_penalty, shipped.top_k) != (1.0, 1.0, 50)
     policy = load_policy(RunConfig(model=name))
     left: Any = policy.family.bare(policy.model)
     kept = left.generation_config.to_diff_dict()

@@ -12,6 +12,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
+from tests.hub.gemma import GEMMA3
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
 from tests.hub.tiled import TILED
 from vgpo_lite.config.schema import RunConfig
@@ -46,7 +47,7 @@ def _linears(policy: Policy) -> dict[str, nn.Linear]:
     ("name", "dtype"),
     [
         *((name, dtype) for name in (*QWENS, *UNTIED) for dtype in ("auto", "bfloat16", "float16")),
-        *((name, "auto") for name in TILED),
+        *((name, "auto") for name in (*TILED, GEMMA3)),
     ],
 )
 def test_only_the_language_models_projections_are_in_4_bits(
@@ -70,7 +71,7 @@ def test_only_the_language_models_projections_are_in_4_bits(
             assert module.weight.dtype == wide
     head, embeddings = _bare(policy).get_output_embeddings(), _bare(policy).get_input_embeddings()
     assert (head.weight is embeddings.weight) == (name not in (*UNTIED, *UNTIED_TILES))
-    assert type(embeddings) is nn.Embedding
+    assert isinstance(embeddings, nn.Embedding)
     assert embeddings.weight.dtype == wide
     family = policy.family
     tower = [layer for layer in linears if f".{family.tower}." in layer]
@@ -149,7 +150,7 @@ def test_a_checkpoint_stored_with_some_layers_in_16_bits_loads_as_it_is(stored_i
     ("name", "listed"),
     [
         *((name, listed) for name in QWENS for listed in (["visual", "lm_head"], ["lm_head"], None)),
-        *((name, ["lm_head"]) for name in TILED),
+        *((name, ["lm_head"]) for name in (*TILED, GEMMA3)),
     ],
 )
 def test_a_checkpoint_whose_list_of_wide_layers_means_nothing_today_loads_by_its_tensors(

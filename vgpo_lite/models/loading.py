@@ -93,6 +93,12 @@ def load_base(
     quantization = _wanted_quantization(files, config.quantization)
     settings = model_settings(files, trust_remote_code=config.trust_remote_code)
     family = family_of(settings)
+    if dtype == torch.float16 and family.leaves_float16:
+        raise HardwareError(
+            f"{files.model_id} computes numbers that float16 cannot hold, and this run would use it"
+            f"{', since this card has no bfloat16' if config.dtype == 'auto' else ''}. Set dtype=float32 (slower, and "
+            "twice the memory of what is not quantized), or choose another model."
+        )
     settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
         settings.quantization_config |= {
@@ -164,10 +170,11 @@ def load_processor(files: ModelFiles, settings: Any) -> Any:
         raise ModelError(
             f"{files.model_id} has no chat template, so no question can be put to it. Choose an Instruct version."
         )
-    if processor.image_token_id != settings.image_token_id:
+    written = family_of(settings).image_token_id(processor)
+    if written != settings.image_token_id:
         raise ModelError(
-            f"{files.model_id}: its tokenizer writes an image as token {processor.image_token_id}, the model reads "
-            f"token {settings.image_token_id}: tokenizer.json is missing or another model's. Fetch or copy it again."
+            f"{files.model_id}: its tokenizer writes an image as token {written}, the model reads token "
+            f"{settings.image_token_id}: tokenizer.json is missing or another model's. Fetch or copy it again."
         )
     return processor
 

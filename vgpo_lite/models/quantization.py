@@ -100,7 +100,8 @@ def stored_in_16_bits(folder: Path, family: Family) -> list[str]:
             names.update(file.keys())
     in_4bit = {name.removesuffix(_SCALES) for name in names if name.endswith(_SCALES)}
     plain = {"lm_head"} | {name.removesuffix(".weight") for name in names if name.endswith(".weight")}  # tied: unstored
-    return sorted(re.sub(rf"^.*?(?=({parts})\.)|^.*?(?=layers\.)", "", name) for name in plain - in_4bit)
+    start = re.compile(rf"^.*?(?=({parts})\.)|^.*?(?=layers\.)")
+    return sorted(start.sub("", name, count=1) for name in plain - in_4bit)  # a second match would cut on
 
 
 def check_precision(model: nn.Module, family: Family, dtype: torch.dtype, *, quantized: bool, stored: bool) -> None:

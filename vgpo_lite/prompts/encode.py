@@ -10,12 +10,12 @@ from vgpo_lite.data_types import Prompt
 from vgpo_lite.errors import DataError, PromptTooLongError
 from vgpo_lite.prompts.pieces import (
     encoded_images,
-    frame_of,
-    layout_of,
+    framed,
     plain_ids,
     segment_ids,
     shown_images,
 )
+from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.prompts.wording import user_text
 
 if TYPE_CHECKING:
@@ -46,22 +46,21 @@ def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Pro
         PromptTooLongError: The prompt holds more than `data.max_prompt_length` tokens.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    layout = layout_of(user_text(sample.question, data))
+    layout, frame = framed(user_text(sample.question, data), processor)
     if layout.pattern.count("i") != len(sample.images):
         raise DataError(f"{sample.sample_id}: {layout.pattern.count('i')} image marks for {len(sample.images)} images")
-    frame = frame_of(layout, processor)
     shown = shown_images([(image.height, image.width) for image in sample.images], processor, data)
     ids, in_image = _woven(frame, shown, layout, processor)
     _check_length(sample.sample_id, len(ids), data)
     vision = _vision(sample, shown, processor, data) if sample.images else {}
-    texts = [lead + text for lead, text in zip(frame.leads, layout.texts, strict=True)]
+    texts, (token, _) = frame.texts(layout), showing_of(processor).token(processor)
     return Prompt(
         sample=sample,
         text="".join(piece for pair in zip(frame.segments, (*texts, ""), strict=True) for piece in pair),
         input_ids=torch.tensor(ids, dtype=torch.long),
         image_mask=torch.tensor(in_image, dtype=torch.bool),
         vision=vision,
-        image_lengths=tuple(image.features(processor.image_token) for image in shown),
+        image_lengths=tuple(image.features(token) for image in shown),
     )
 
 
@@ -69,11 +68,12 @@ def _woven(frame: Frame, shown: Sequence[Shown], layout: Layout, processor: Proc
     """The ids of the whole prompt, and which of them are image tokens: those of the model's own text alone."""
     ids: list[int] = []
     in_image: list[bool] = []
+    texts, (_, image_token_id) = frame.texts(layout), showing_of(processor).token(processor)
     for place, segment in enumerate(segment_ids(frame.segments, shown, processor)):
         ids += segment
-        in_image += [token == processor.image_token_id for token in segment]
-        if place < len(layout.texts):
-            plain = plain_ids(frame.leads[place] + layout.texts[place], processor)
+        in_image += [token == image_token_id for token in segment]
+        if place < len(texts):
+            plain = plain_ids(texts[place], processor)
             ids += plain
             in_image += [False] * len(plain)
     return ids, in_image
@@ -84,9 +84,11 @@ def _vision(
 ) -> Mapping[str, torch.Tensor]:
     """The processor's tensors, if it puts the same ids in the images' place."""
     ids, vision = encoded_images(sample.images, processor, data)
-    [own] = segment_ids([processor.image_token * len(shown)], shown, processor)
+    showing = showing_of(processor)
+    [own] = segment_ids([showing.placeholder(processor) * len(shown)], shown, processor)
     if ids != own:
-        tokens, features = ids.count(processor.image_token_id), own.count(processor.image_token_id)
+        _, image_token_id = showing.token(processor)
+        tokens, features = ids.count(image_token_id), own.count(image_token_id)
         raise DataError(
             f"{sample.sample_id}: the processor writes {len(ids)} tokens for the images, {tokens} of them image "
             f"tokens, where {len(own)} and {features} are expected; it is not this model's own, or of an unknown "

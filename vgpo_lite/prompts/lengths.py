@@ -14,6 +14,7 @@ from vgpo_lite.prompts.pieces import (
     segment_ids,
     shown_images,
 )
+from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.prompts.wording import user_text
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.config.schema import DataConfig
     from vgpo_lite.data_types import Outline
-    from vgpo_lite.prompts.pieces import Layout
+    from vgpo_lite.prompts.pieces import Frame, Layout
     from vgpo_lite.prompts.processor import Processor
     from vgpo_lite.prompts.showing import Shown
 
@@ -121,7 +122,7 @@ class _Lengths:
     def __init__(self, processor: Processor, data: DataConfig) -> None:
         self._processor = processor
         self._data = data
-        self._frames: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._frames: dict[str, tuple[int, Frame]] = {}
         self._images: dict[str, int] = {}
         self._known: dict[tuple[object, ...], int] = {}
 
@@ -137,29 +138,32 @@ class _Lengths:
         key = (count, outline.question, outline.image_sizes)
         if key not in self._known:
             layout = layout_of(user_text(outline.question, self._data))
-            frame, leads = self._frame(layout)
-            text = sum(count(lead + piece, self._processor) for lead, piece in zip(leads, layout.texts, strict=True))
+            layout = self._frame(layout)[1].kept(layout)
+            own, frame = self._frame(layout)
+            text = sum(count(piece, self._processor) for piece in frame.texts(layout))
             shown = shown_images(outline.image_sizes, self._processor, self._data)
-            self._known[key] = frame + text + sum(map(self._image, shown))
+            self._known[key] = own + text + sum(map(self._image, shown))
         return self._known[key]
 
     def _image(self, shown: Shown) -> int:
         """Tokens in place of one image, marks included."""
-        token = self._processor.image_token
+        showing = showing_of(self._processor)
+        token, _ = showing.token(self._processor)
         if shown.frame == token:
             return shown.run
         if shown.frame not in self._images:
-            [ids] = segment_ids([token], [shown._replace(run=1)], self._processor)
+            mark = showing.placeholder(self._processor)
+            [ids] = segment_ids([mark], [shown._replace(run=1)], self._processor)
             self._images[shown.frame] = len(ids)
         return self._images[shown.frame] + shown.features(token) - shown.frame.count(token)
 
-    def _frame(self, layout: Layout) -> tuple[int, tuple[str, ...]]:
-        """Tokens of the model's own text around one arrangement of images, and what leads each text."""
+    def _frame(self, layout: Layout) -> tuple[int, Frame]:
+        """The model's own text around one arrangement of images, and its tokens."""
         if layout.pattern not in self._frames:
             frame, images = frame_of(layout, self._processor), layout.pattern.count("i")
             shown = shown_images([_ANY_SIZE] * images, self._processor, self._data)
             ids = segment_ids(frame.segments, shown, self._processor)
-            self._frames[layout.pattern] = sum(map(len, ids)) - sum(map(self._image, shown)), frame.leads
+            self._frames[layout.pattern] = sum(map(len, ids)) - sum(map(self._image, shown)), frame
         return self._frames[layout.pattern]
 
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from vgpo_lite.prompts.processor import Processor
     from vgpo_lite.prompts.showing import Grid, Shown, Size
 
-_SLOT = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no chat template writes them
-_IMAGE = "\ue0000\ue001"
+_EDGE = "\u2003"  # a blank that a template which trims texts would take away, and that none writes itself
+_SLOT = re.compile(f"({_EDGE}?)\ue000([0-9]+)\ue001({_EDGE}?)")  # private-use characters: no chat template writes them
+_IMAGE = "\ue000i\ue001"
 _TEXT_OUTPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
@@ -43,10 +44,32 @@ class Frame:
         segments: One string before, between and behind the texts of the layout.
         leads: What goes in front of each text: a space that the template writes there, which the tokenizer reads with
             the word behind it.
+        trims: Whether the template takes blanks away, in front of each text and behind it.
     """
 
     segments: tuple[str, ...]
     leads: tuple[str, ...]
+    trims: tuple[tuple[bool, bool], ...]
+
+    def texts(self, layout: Layout) -> list[str]:
+        """The user's texts as they stand in the prompt."""
+        return [lead + text for lead, text in zip(self.leads, self._trimmed(layout), strict=True)]
+
+    def kept(self, layout: Layout) -> Layout:
+        """The layout without texts of which trimming leaves nothing: what stands around those is one text."""
+        trimmed = self._trimmed(layout)
+        if all(trimmed):
+            return layout
+        slots = iter(trimmed)
+        pattern = "".join(kind for kind in layout.pattern if kind == "i" or next(slots))
+        return Layout(pattern, tuple(text for text, left in zip(layout.texts, trimmed, strict=True) if left))
+
+    def _trimmed(self, layout: Layout) -> list[str]:
+        texts = []
+        for text, (left, right) in zip(layout.texts, self.trims, strict=True):
+            from_left = text.lstrip() if left else text
+            texts.append(from_left.rstrip() if right else from_left)
+        return texts
 
 
 def layout_of(text: str) -> Layout:
@@ -60,6 +83,18 @@ def layout_of(text: str) -> Layout:
     return Layout(pattern, tuple(texts))
 
 
+def framed(text: str, processor: Processor) -> tuple[Layout, Frame]:
+    """A user turn cut at its marks, and the model's own text around it.
+
+    Raises:
+        ModelError: As `frame_of`.
+    """
+    layout = layout_of(text)
+    frame = frame_of(layout, processor)
+    kept = frame.kept(layout)
+    return (layout, frame) if kept == layout else (kept, frame_of(kept, processor))
+
+
 def frame_of(layout: Layout, processor: Processor) -> Frame:
     """The model's own text for an arrangement of texts and images.
 
@@ -68,7 +103,7 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
     """
     slots = iter(range(len(layout.texts)))
     content = [
-        {"type": "image"} if kind == "i" else {"type": "text", "text": f"\ue000{next(slots)}\ue001"}
+        {"type": "image"} if kind == "i" else {"type": "text", "text": f"{_EDGE}\ue000{next(slots)}\ue001{_EDGE}"}
         for kind in layout.pattern
     ]
     try:
@@ -80,23 +115,26 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"the model's chat template cannot be rendered: {error}") from error
-    pieces = _SLOT.split(rendered)
-    images = sum(segment.count(processor.image_token) for segment in pieces[::2])
-    if pieces[1::2] != [str(slot) for slot in range(len(layout.texts))] or images != layout.pattern.count("i"):
+    pieces, placeholder = _SLOT.split(rendered), showing_of(processor).placeholder(processor)
+    segments, slots = pieces[::4], pieces[2::4]
+    images = sum(segment.count(placeholder) for segment in segments)
+    if slots != [str(slot) for slot in range(len(layout.texts))] or images != layout.pattern.count("i"):
         raise ModelError(
-            f"the model's chat template makes {len(pieces[1::2])} texts and {images} images of a turn with "
+            f"the model's chat template makes {len(slots)} texts and {images} images of a turn with "
             f"{len(layout.texts)} texts and {layout.pattern.count('i')} images; a vision model's own template is needed"
         )
-    segments = pieces[::2]
     leads = tuple(" " if segment.endswith(" ") else "" for segment in segments[:-1])
     bare = (segment.removesuffix(lead) for segment, lead in zip(segments, leads, strict=False))
-    return Frame((*bare, segments[-1]), leads)
+    trims = tuple((not left, not right) for left, right in zip(pieces[1::4], pieces[3::4], strict=True))
+    return Frame((*bare, segments[-1]), leads, trims)
 
 
 def segment_ids(segments: Sequence[str], shown: Sequence[Shown], processor: Processor) -> list[list[int]]:
     """Ids of the model's own text, a list for each segment; images fill the image tokens in order."""
-    images, token = iter(shown), processor.image_token
-    texts = [_SLOT.sub(lambda _: next(images).text(token), segment.replace(token, _IMAGE)) for segment in segments]
+    images, showing = iter(shown), showing_of(processor)
+    placeholder, (token, _) = showing.placeholder(processor), showing.token(processor)
+    marked = (segment.replace(placeholder, _IMAGE) for segment in segments)
+    texts = [re.sub(_IMAGE, lambda _: next(images).text(token), segment) for segment in marked]
     return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
@@ -111,7 +149,7 @@ def encoded_images(
     """What the processor makes of the images of one prompt: the ids that it puts in their place, and its tensors."""
     encoded = processor(
         images=[list(images)],
-        text=[processor.image_token * len(images)],
+        text=[showing_of(processor).placeholder(processor) * len(images)],
         return_tensors="pt",
         text_kwargs={"add_special_tokens": False, "padding": False},
         images_kwargs=dict(showing_of(processor).options(processor, data)),
@@ -121,7 +159,25 @@ def encoded_images(
 
 
 def plain_ids(text: str, processor: Processor) -> list[int]:
-    """Token ids of a text in which nothing is special: the tokenizer's steps without its table of added tokens."""
+    """Token ids of a text in which nothing is special: the tokenizer's steps without its table of added tokens.
+
+    Those of that table that are blank stay: runs of line ends are tokens of their own to Gemma.
+    """
+    blanks = _blanks(processor)
+    if not blanks:
+        return _own_ids(text, processor)
+    parts = re.split(f"({'|'.join(map(re.escape, sorted(blanks, key=len, reverse=True)))})", text)
+    ids = ([blanks[part]] if part in blanks else _own_ids(part, processor) for part in parts if part)
+    return [token for part in ids for token in part]
+
+
+def _blanks(processor: Processor) -> dict[str, int]:
+    """Added tokens that are nothing but blanks."""
+    added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {token.content: place for place, token in added.items() if token.content.isspace() and not token.special}
+
+
+def _own_ids(text: str, processor: Processor) -> list[int]:
     backend = processor.tokenizer.backend_tokenizer
     normal, model = normal_text(text, processor), backend.model
     pieces = [(normal, ())] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(normal)
@@ -140,7 +196,7 @@ def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) 
     Marks that the model writes around and between them are text, and not counted.
     """
     [shown] = shown_images([size], processor, data)
-    return shown.features(processor.image_token)
+    return shown.features(showing_of(processor).token(processor)[0])
 
 
 def image_grids(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:

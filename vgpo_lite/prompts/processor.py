@@ -23,6 +23,9 @@ class ImageProcessor(Protocol):
 class Tokenizer(Protocol):
     """What turns text into token ids."""
 
+    image_token: str
+    image_token_id: int
+
     @property
     def backend_tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer` at work."""
@@ -48,6 +51,8 @@ class Processor(Protocol):
     image_seq_length: int
     start_image_token: str
     end_image_token: str
+    boi_token: str
+    full_image_sequence: str
     image_processor: ImageProcessor
     tokenizer: Tokenizer
 

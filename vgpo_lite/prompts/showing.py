@@ -54,6 +54,14 @@ class Grid(NamedTuple):
 class Showing(Protocol):
     """The way of one kind of processor."""
 
+    def placeholder(self, processor: Processor) -> str:
+        """What the chat template writes in an image's place."""
+        ...
+
+    def token(self, processor: Processor) -> tuple[str, int]:
+        """What stands for one feature of an image, as text and as an id."""
+        ...
+
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         """The processor's `images_kwargs` that keep images within the pixel budget."""
         ...
@@ -67,7 +75,17 @@ class Showing(Protocol):
         ...
 
 
-class Whole:
+class _OneToken:
+    """One token serves for both: the template writes it once, and it is repeated for each feature."""
+
+    def placeholder(self, processor: Processor) -> str:
+        return processor.image_token
+
+    def token(self, processor: Processor) -> tuple[str, int]:
+        return processor.image_token, processor.image_token_id
+
+
+class Whole(_OneToken):
     """Qwen: the whole image in patches, as many as it is large."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -88,7 +106,7 @@ class Whole:
         return grids
 
 
-class Split:
+class Split(_OneToken):
     """SmolVLM: square tiles row by row, each named, and the whole image as one more tile behind them."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -118,7 +136,7 @@ class Split:
         return [split_tiles(size, tile=tile, longest_edge=longest_edge) for size in sizes]
 
 
-class Cropped:
+class Cropped(_OneToken):
     """InternVL: tiles in the arrangement nearest to the image's form, and the whole image as one more behind them."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -138,6 +156,27 @@ class Cropped:
     def _tiles(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[tuple[int, int]]:
         tile, most = processor.image_processor.size["height"], self.options(processor, data)["max_patches"]
         return [cropped_tiles(size, tile=tile, most=most) for size in sizes]
+
+
+class Pooled:
+    """Gemma 3: the whole image, whatever its form, as one square of as many tokens as every other."""
+
+    def placeholder(self, processor: Processor) -> str:
+        return processor.boi_token
+
+    def token(self, processor: Processor) -> tuple[str, int]:
+        return processor.tokenizer.image_token, processor.tokenizer.image_token_id
+
+    def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
+        return {"do_pan_and_scan": False}
+
+    def shown(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
+        count = processor.image_seq_length
+        frame, image = processor.full_image_sequence, self.token(processor)[0]
+        return [Shown(frame.replace(image * count, image), count)] * len(sizes)
+
+    def grids(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
+        return [tiled_grid(0, 0, math.isqrt(processor.image_seq_length))] * len(sizes)
 
 
 def tiled_grid(rows: int, columns: int, side: int) -> Grid:
@@ -165,7 +204,7 @@ def _cells(rows: int, columns: int) -> tuple[tuple[int, int, int, int], ...]:
     return tuple((row, row + 1, column, column + 1) for row in range(rows) for column in range(columns))
 
 
-_WAYS: dict[str, Showing] = {"SmolVLMProcessor": Split(), "InternVLProcessor": Cropped()}
+_WAYS: dict[str, Showing] = {"SmolVLMProcessor": Split(), "InternVLProcessor": Cropped(), "Gemma3Processor": Pooled()}
 
 
 def showing_of(processor: Processor) -> Showing:

@@ -125,6 +125,11 @@ class Family(Protocol):
         """The `model_type` of the configurations this family answers for."""
         ...
 
+    @property
+    def leaves_float16(self) -> bool:
+        """Whether states of such models are larger than float16 can hold."""
+        ...
+
     def skip_quantization(self) -> list[str]:
         """Full names of what stays 16-bit: the vision tower with its merger, and the head.
 
@@ -219,6 +224,10 @@ class Family(Protocol):
             config: The model's configuration.
             tokenizer: Knows ids the configuration does not name, such as `<|vision_pad|>`; None: configuration only.
         """
+        ...
+
+    def image_token_id(self, processor: Any) -> int:
+        """The id that stands for one feature of an image, as the model's processor writes it."""
         ...
 
     def trains_vision(self, model: nn.Module) -> bool:

@@ -67,6 +67,7 @@ class ComposedFamily:
         vision_projections: Expression for the linear layers inside a block of the tower.
         vision_ids: Names of ids in the configuration that stand for vision.
         vision_tokens: Expression for added tokens that do.
+        leaves_float16: Whether states are larger than float16 can hold.
     """
 
     model_type: str
@@ -77,6 +78,7 @@ class ComposedFamily:
     vision_projections: str
     vision_ids: tuple[str, ...] = ("image_token_id",)
     vision_tokens: str
+    leaves_float16: bool = False
 
     def skip_quantization(self) -> list[str]:
         return [*(f"model.{name}" for name in (self.tower, *self.connectors)), "lm_head"]
@@ -142,6 +144,9 @@ class ComposedFamily:
             added = tokenizer.get_added_vocab()
             ids.update(index for token, index in added.items() if re.fullmatch(self.vision_tokens, token))
         return tuple(sorted(ids))
+
+    def image_token_id(self, processor: Any) -> int:
+        return processor.image_token_id
 
     def trains_vision(self, model: nn.Module) -> bool:
         return any(parameter.requires_grad for parameter in self.vision_tower(model).parameters())

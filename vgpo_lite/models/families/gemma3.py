@@ -48,6 +48,9 @@ class Gemma3Family(TiledFamily):
         inputs = super().whole_inputs(prompt, rows=rows)
         return inputs | ({"token_type_ids": prompt.image_mask.long().expand(rows, -1)} if prompt.has_image else {})
 
+    def image_token_id(self, processor: Any) -> int:
+        return processor.tokenizer.image_token_id  # the processor's own is the mark that begins an image
+
 
 def image_blocks(image_mask: Bool[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
     """The image each token belongs to: tokens that stand together are one image; -1 between them.
@@ -67,4 +70,5 @@ GEMMA3 = Gemma3Family(
     vision_projections=r"self_attn\.(q|k|v|out)_proj|mlp\.(fc1|fc2)",
     vision_ids=("image_token_index", "boi_token_index", "eoi_token_index"),
     vision_tokens=r"<image_soft_token>|<start_of_image>|<end_of_image>",
+    leaves_float16=True,  # states of 800,000 were seen, where float16 ends at 65,504 (unsloth, pull request 4014)
 )
