@@ -13,7 +13,7 @@ from typing import Any
 
 from vgpo_lite.config.load import load_config
 from vgpo_lite.errors import HardwareError
-from vgpo_lite.planning import Job, PromptSize, fitted, memory_plan, preset_architectures, wanted_limit
+from vgpo_lite.planning import BEYOND_FLOAT16, Job, PromptSize, fitted, memory_plan, preset_architectures, wanted_limit
 from vgpo_lite.units import memory
 
 CARDS = {"8gb": "8 GB", "12gb": "12 GB", "16gb": "16 GB", "t4": "T4, 15 GB", "24gb": "24 GB"}
@@ -69,12 +69,15 @@ def job_on(model: str, card: str, *changes: str) -> Job:
 
 def predicted_cell(model: str, card: str) -> str:
     """What the plan predicts, and what it had to choose to get there."""
-    job = job_on(model, card)
+    job, chosen = job_on(model, card), ""
+    if job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16:
+        chosen = ", dtype=float32"
+        job = job_on(model, card, "dtype=float32")
     try:
         _, plan = fitted(job, limit_bytes=wanted_limit(job.config))
     except HardwareError:
-        return f"does not fit: {memory(memory_plan(job).needed_bytes)} predicted"
-    chosen = "".join(f", {choice.split(',')[0]}" for choice in plan.choices)
+        return f"does not fit: {memory(memory_plan(job).needed_bytes)} predicted{chosen}"
+    chosen += "".join(f", {choice.split(',')[0]}" for choice in plan.choices)
     return f"{memory(plan.needed_bytes)} predicted{chosen}"
 
 

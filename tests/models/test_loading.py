@@ -70,7 +70,7 @@ def test_gemma_ends_its_turn_and_never_samples_what_stands_for_images(published)
 
 
 def test_gemma_is_not_loaded_in_float16_which_cannot_hold_its_states(published) -> None:
-    with pytest.raises(HardwareError, match=r"float16 cannot hold.*Set dtype=float32"):
+    with pytest.raises(HardwareError, match=r"float16 cannot hold.*set dtype=float32"):
         load_policy(RunConfig(model=gemma.GEMMA3, dtype="float16"))
 
 

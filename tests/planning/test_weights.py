@@ -21,6 +21,8 @@ from vgpo_lite.planning.weights import adapted_linears, adapter_matrices, nf4_by
         ("qwen3-vl-2b", 2.13),
         ("qwen3-vl-4b", 4.44),
         ("qwen3-vl-8b", 8.77),
+        ("gemma3-4b", 4.30),
+        ("gemma3-12b", 12.19),
         ("internvl3-1b", 0.94),
         ("internvl3-2b", 2.09),
         ("internvl3-8b", 7.94),
@@ -48,7 +50,9 @@ def test_a_loaded_models_weights_and_adapters_to_the_byte(quantization):
     assert weights + 4 * sum(matrices) == policy.weight_bytes()
 
 
-@pytest.mark.parametrize("preset", ["qwen2-vl-2b", "qwen2.5-vl-7b", "qwen3-vl-4b", "smolvlm2-2.2b", "internvl3-1b"])
+@pytest.mark.parametrize(
+    "preset", ["qwen2-vl-2b", "qwen2.5-vl-7b", "qwen3-vl-4b", "smolvlm2-2.2b", "internvl3-1b", "gemma3-4b"]
+)
 def test_a_presets_parameters_are_those_of_the_model_that_transformers_builds(preset):
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText

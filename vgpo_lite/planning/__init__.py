@@ -7,7 +7,14 @@ phase), `prediction` (the whole, with its reserve), `choice` (what is `auto`, ch
 `update` cuts an update into parts; the engine asks it too.
 """
 
-from vgpo_lite.planning.architecture import Architecture, architecture_of, preset_architectures, read_json
+from vgpo_lite.planning.architecture import (
+    BEYOND_FLOAT16,
+    Architecture,
+    architecture_of,
+    beyond_float16,
+    preset_architectures,
+    read_json,
+)
 from vgpo_lite.planning.choice import CHOSEN, fitted, ways_out, would_fit
 from vgpo_lite.planning.images import (
     TILED_TOKENS,
@@ -21,6 +28,7 @@ from vgpo_lite.planning.job import Job, PromptSize
 from vgpo_lite.planning.prediction import CONTEXT_BYTES, memory_plan, wanted_limit
 
 __all__ = [
+    "BEYOND_FLOAT16",
     "CHOSEN",
     "CONTEXT_BYTES",
     "TILED_TOKENS",
@@ -28,6 +36,7 @@ __all__ = [
     "Job",
     "PromptSize",
     "architecture_of",
+    "beyond_float16",
     "cropped_tiles",
     "fitted",
     "memory_plan",

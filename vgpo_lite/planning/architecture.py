@@ -34,6 +34,8 @@ class Architecture:
         ties_head: Whether the head is the table of embeddings.
         projection_bias: Whether queries, keys and values have a bias.
         norms_heads: Whether queries and keys are normalized, head by head.
+        layer_norms: Norms of a layer beside those.
+        window: Tokens that layers with a window see; 0: no layer has one.
         vision: The tower.
     """
 
@@ -48,6 +50,8 @@ class Architecture:
     ties_head: bool
     projection_bias: bool
     norms_heads: bool
+    layer_norms: int = 2
+    window: int = 0
     vision: Vision
 
     @property
@@ -77,7 +81,7 @@ class Architecture:
     @property
     def layer_parameters(self) -> int:
         """Of one decoder layer."""
-        norms = 2 * self.hidden + self.norms_heads * 2 * self.head_size
+        norms = self.layer_norms * self.hidden + self.norms_heads * 2 * self.head_size
         return norms + sum(linear.parameters for linear in self.layer_linears)
 
     @property
@@ -87,11 +91,23 @@ class Architecture:
         return tables + self.layers * self.layer_parameters + self.hidden + self.vision.parameters
 
 
-_DECODERS = {"smolvlm": "llama", "internvl": "qwen2"}
+_DECODERS = {"smolvlm": "llama", "internvl": "qwen2", "gemma3": "gemma3_text"}
 """The text model's type where a configuration leaves it out."""
 
-_TIED = ("internvl",)
+_TIED = ("internvl", "gemma3")
 """Whose head is the table of embeddings where a configuration does not say."""
+
+BEYOND_FLOAT16 = frozenset({"gemma3"})
+"""Whose states grow larger than float16 can hold, which ends at 65,504: 800,000 were reported of this decoder (unsloth,
+pull request 4014)."""
+
+_LEFT_OUT = {
+    "gemma3_text": {
+        "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "sliding_window": 4096,
+    },
+}  # fmt: skip
+"""What a text model's numbers are where its configuration leaves them out, as transformers fills them in."""
 
 
 def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
@@ -107,8 +123,8 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
     kind = config.get("model_type")
     if kind not in TOWERS:
         raise ModelError(f"{name}: models of type {kind!r} are not planned for; expected one of {', '.join(TOWERS)}")
-    text = {**config, **config.get("text_config", {})}
     decoder = str(config.get("text_config", {}).get("model_type") or _DECODERS.get(kind, kind))
+    text = {**config, **_LEFT_OUT.get(decoder, {}), **config.get("text_config", {})}
     try:
         heads = text["num_attention_heads"]
         return Architecture(
@@ -122,13 +138,23 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
             vocabulary=text["vocab_size"],
             ties_head=bool(config.get("tie_word_embeddings", kind in _TIED or text.get("tie_word_embeddings", False))),
             projection_bias=bool(text.get("attention_bias", decoder.startswith("qwen2"))),
-            norms_heads=decoder.startswith("qwen3"),
+            norms_heads=decoder.startswith(("qwen3", "gemma3")),
+            layer_norms=4 if decoder.startswith("gemma3") else 2,
+            window=text["sliding_window"] if decoder.startswith("gemma3") else 0,
             vision=TOWERS[kind](config),
         )
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"{name}: its config.json cannot be planned with: {error!r} is missing or no number"
         ) from error
+
+
+def beyond_float16(name: str) -> str:
+    """What to tell who would run such a model in float16."""
+    return (
+        f"{name} computes numbers that float16 cannot hold, so it needs a card with bfloat16. On one without, set "
+        "dtype=float32 (slower, and what is not quantized takes twice the memory), or choose another model."
+    )
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import HardwareError
-from vgpo_lite.planning.architecture import preset_architectures
+from vgpo_lite.planning.architecture import BEYOND_FLOAT16, beyond_float16, preset_architectures
 from vgpo_lite.planning.prediction import memory_plan
 
 if TYPE_CHECKING:
@@ -55,8 +55,11 @@ def fitted(job: Job, *, limit_bytes: int | None) -> tuple[RunConfig, MemoryPlan]
         limit_bytes: What it may use; None: anything fits.
 
     Raises:
-        HardwareError: Nothing that is `auto` makes it fit; the message names settings that would.
+        HardwareError: Nothing that is `auto` makes it fit; the message names settings that would. Or the model cannot
+            be computed with in the format that is asked for.
     """
+    if _beyond_format(job):
+        raise HardwareError(beyond_float16(job.config.model))
     fit, plan = _shrunk(job, limit_bytes)
     if not plan.fits:
         raise HardwareError(_refusal(job, plan))
@@ -86,10 +89,20 @@ def would_fit(job: Job, limit_bytes: int) -> list[str]:
     if not found:
         together = _joined_changes(job, limit_bytes)
         found += [_as_words(together)] if together else []
+    return found[:SUGGESTIONS] + [f"--model {name}" for name in _smaller_models(job, limit_bytes)]
+
+
+def _smaller_models(job: Job, limit_bytes: int) -> list[str]:
+    """The two largest presets that are smaller and fit; of the job's own family, if it has one, the largest as well."""
     presets = sorted(preset_architectures().items(), key=lambda preset: preset[1].parameters)
-    models = [name for name, model in presets if model.parameters < job.model.parameters]
-    smaller = [name for name in models if _fits(replace(job, model=preset_architectures()[name]), [], limit_bytes)]
-    return found[:SUGGESTIONS] + [f"--model {name}" for name in smaller[-2:]]
+    fitting = [
+        name
+        for name, model in presets
+        if model.parameters < job.model.parameters and _fits(replace(job, model=model), [], limit_bytes)
+    ]
+    related = [name for name in fitting if preset_architectures()[name].model_type == job.model.model_type][-1:]
+    others = [name for name in fitting if name not in related]
+    return [*others[len(related) - 2 :], *related]
 
 
 def ways_out(job: Job) -> list[str]:
@@ -218,7 +231,13 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _fits(job: Job, changes: list[Change], limit_bytes: int) -> bool:
+    if _beyond_format(job):
+        return False
     return _shrunk(job.with_config(changed(job.config, changes)), limit_bytes)[1].fits
+
+
+def _beyond_format(job: Job) -> bool:
+    return job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16
 
 
 def changed(config: RunConfig, changes: list[Change]) -> RunConfig:

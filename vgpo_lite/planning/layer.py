@@ -62,7 +62,7 @@ def layer_costs(model: Architecture, *, itemsize: int, rank: int, quantized: boo
     hidden, inner, query, key = model.hidden, model.inner, model.query, model.key
     copies = itemsize < FLOAT  # of inputs, in float32
     lora = FLOAT * rank
-    norms = 2 * FLOAT * hidden
+    norms = model.layer_norms * FLOAT * hidden
     head_norms = FLOAT * (query + key) if model.norms_heads else 0
     # Float32 inputs of queries, keys, values and of gate, up; shared where the model itself is in float32.
     inputs = FLOAT * hidden * (5 if copies else 2)

@@ -119,6 +119,7 @@ def rollout_parts(job: Job, *, prompts: int, group: int) -> dict[str, int]:
         # Each prompt leaves its own behind before they are copied into the batch's.
         "prompt keys and values": prompt_keys + tokens * layer_keys * model.layers,
         "activations": tokens * costs.input + costs.forward_bytes(tokens),
+        "masks": mask_bytes(job, prompt=tokens, flat=0),
     }
     encoding = {"prompt keys and values": prompt_keys, **vision_parts(job)}
     features = {"image features": feature_bytes(job, job.kept_prompts)}
@@ -145,6 +146,20 @@ def focus_bytes(job: Job, *, rows: int) -> int:
     return scores + padded + FLOAT * rows * (length * model.key + chunk * model.query)
 
 
+def mask_bytes(job: Job, *, prompt: int, flat: int) -> int:
+    """What says which keys each token sees, where layers see a window and images see themselves (`engine.sight`).
+
+    One of bools for each kind of layer, and the one at hand once more in numbers that are added to the scores.
+    """
+    window, length = job.model.window, job.config.max_completion_length
+    if not window or job.config.engine == "batched":
+        return 0
+    prompt_kinds = 2 if job.prompt.image_tokens else int(window < prompt)
+    own = prompt**2 * prompt_kinds, flat * prompt * (prompt + length > window) + length**2 * (length > window)
+    widest = max(prompt**2 * bool(prompt_kinds), own[1])
+    return sum(own) + job.itemsize * widest
+
+
 def score_parts(job: Job) -> dict[str, int]:
     """A pass without a graph: the first step's check, reference log-probabilities, several updates per rollout."""
     costs, model, plan, size = costs_of(job), job.model, job.update_plan, job.itemsize
@@ -159,6 +174,7 @@ def score_parts(job: Job) -> dict[str, int]:
         + prompt * costs.input
         + max(running - after, 0),
         "logits and focus": after,
+        "masks": mask_bytes(job, prompt=prompt, flat=flat),
     }
 
 
@@ -173,6 +189,7 @@ def update_parts(job: Job) -> dict[str, int]:
         "image features": feature_bytes(job, job.kept_prompts),
         # Their gradients gather in leaves: from the first micro-batch on, or layer by layer in the one backward pass.
         "prompt keys and values": (2 if divided else 1) * prompt * costs.keys_values * layers,
+        "masks": mask_bytes(job, prompt=prompt, flat=flat),
     }
     waiting = _graph_bytes(costs, prompt, layers - 1, plan.kept_prompt_layers - 1) + prompt * costs.kept_to_keys
     graph = _graph_bytes(costs, flat, layers, plan.kept_layers) + flat * (2 * costs.input + FLOAT * job.model.hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -202,6 +203,14 @@ def _smolvlm(config: Mapping[str, Any]) -> Vision:
     return _siglip(vision, merge=merge, connector=connector, output=output, depth=12)
 
 
+def _gemma3(config: Mapping[str, Any]) -> Vision:
+    vision, output = config["vision_config"], config["text_config"]["hidden_size"]
+    tokens_per_side = math.isqrt(config.get("mm_tokens_per_image", 256))
+    merge = vision["image_size"] // vision["patch_size"] // tokens_per_side  # pooled
+    connector = vision["hidden_size"] * (1 + output)  # a norm and a matrix
+    return _siglip(vision, merge=merge, connector=connector, output=output, depth=12)
+
+
 def _internvl(config: Mapping[str, Any]) -> Vision:
     vision, output = config["vision_config"], config["text_config"]["hidden_size"]
     merge, width = round(1 / config.get("downsample_ratio", 0.5)), vision.get("hidden_size", 1024)
@@ -238,5 +247,6 @@ TOWERS = {
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
     "internvl": _internvl,
+    "gemma3": _gemma3,
 }
 """The tower in a config.json, by its `model_type`."""

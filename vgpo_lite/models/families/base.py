@@ -125,11 +125,6 @@ class Family(Protocol):
         """The `model_type` of the configurations this family answers for."""
         ...
 
-    @property
-    def leaves_float16(self) -> bool:
-        """Whether states of such models are larger than float16 can hold."""
-        ...
-
     def skip_quantization(self) -> list[str]:
         """Full names of what stays 16-bit: the vision tower with its merger, and the head.
 

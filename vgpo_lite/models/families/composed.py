@@ -67,7 +67,6 @@ class ComposedFamily:
         vision_projections: Expression for the linear layers inside a block of the tower.
         vision_ids: Names of ids in the configuration that stand for vision.
         vision_tokens: Expression for added tokens that do.
-        leaves_float16: Whether states are larger than float16 can hold.
     """
 
     model_type: str
@@ -78,7 +77,6 @@ class ComposedFamily:
     vision_projections: str
     vision_ids: tuple[str, ...] = ("image_token_id",)
     vision_tokens: str
-    leaves_float16: bool = False
 
     def skip_quantization(self) -> list[str]:
         return [*(f"model.{name}" for name in (self.tower, *self.connectors)), "lm_head"]

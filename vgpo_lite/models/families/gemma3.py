@@ -70,5 +70,4 @@ GEMMA3 = Gemma3Family(
     vision_projections=r"self_attn\.(q|k|v|out)_proj|mlp\.(fc1|fc2)",
     vision_ids=("image_token_index", "boi_token_index", "eoi_token_index"),
     vision_tokens=r"<image_soft_token>|<start_of_image>|<end_of_image>",
-    leaves_float16=True,  # states of 800,000 were seen, where float16 ends at 65,504 (unsloth, pull request 4014)
 )
