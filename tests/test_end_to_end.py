@@ -14,12 +14,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from tests.hub.data import GEOMETRY3K, picture, write_dataset
+from tests.hub.gemma import GEMMA3
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
 from tests.hub.server import HubServer
 from tests.hub.supervision import supervise
+from tests.hub.tiled import SMOLVLM2
 from vgpo_lite.config.writing import scalar
 
-PRESETS = {"qwen2-vl-2b": QWEN2_VL, "qwen2.5-vl-3b": QWEN2_5_VL, "qwen3-vl-2b": QWEN3_VL}
+PRESETS = {
+    "qwen2-vl-2b": QWEN2_VL,
+    "qwen2.5-vl-3b": QWEN2_5_VL,
+    "qwen3-vl-2b": QWEN3_VL,
+    "smolvlm2-500m": SMOLVLM2,
+    "gemma3-4b": GEMMA3,
+}
 
 
 def vgpo_lite(*arguments: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -48,7 +56,7 @@ def test_the_readmes_commands_take_a_model_from_the_hub_to_a_merged_folder(
     assert status["before"]["total"] == status["after"]["total"] == 24
     adapter = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
-    assert not [name for name in adapter if "visual" in name]
+    assert all(".layers." in name and "vis" not in name for name in adapter)
 
     merged = vgpo_lite("merge", str(run), "--output", "merged", "--verify", folder=tmp_path)
     base = hub.repositories["models", PRESETS[preset]].snapshots["main"].commit
@@ -73,9 +81,10 @@ def test_the_readmes_commands_take_a_model_from_the_hub_to_a_merged_folder(
         generated = model.generate(**encoded, max_new_tokens=8, do_sample=False)
     assert generated.shape[1] > encoded["input_ids"].shape[1]
 
-    again = vgpo_lite("train", "--model", preset, "--dataset", "geo3k", folder=tmp_path, check=False)
-    assert again.returncode == 2
-    assert "--resume auto" in again.stderr
+    if preset == next(iter(PRESETS)):  # told before any model is looked at
+        again = vgpo_lite("train", "--model", preset, "--dataset", "geo3k", folder=tmp_path, check=False)
+        assert again.returncode == 2
+        assert "--resume auto" in again.stderr
 
 
 def test_a_merged_model_serves_the_pipeline(hub: HubServer, tmp_path: Path) -> None:

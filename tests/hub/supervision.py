@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.engine.work import KINDS_OF_TOKENS
 from tests.hub.data import picture
 from vgpo_lite.config.schema import DataConfig
 from vgpo_lite.data_types import Sample
@@ -17,7 +18,7 @@ from vgpo_lite.prompts import encode_prompt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 STEPS = 60
@@ -45,7 +46,7 @@ def supervise(folder: Path) -> Path:
     return folder
 
 
-def _loss(model: nn.Module, processor, first: int) -> Tensor:
+def _loss(model: PreTrainedModel, processor, first: int) -> Tensor:
     data = DataConfig(max_pixels=401_408)
     prompts, answers = [], []
     for row in range(first, first + ROWS):
@@ -57,17 +58,15 @@ def _loss(model: nn.Module, processor, first: int) -> Tensor:
             answer=str(count),
         )
         prompts.append(encode_prompt(sample, processor, data))
-        end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        end = processor.tokenizer.eos_token_id
         answers.append([*processor.tokenizer.encode(f"\\boxed{{{count}}}", add_special_tokens=False), end])
     ids = torch.stack([torch.cat([p.input_ids, torch.tensor(a)]) for p, a in zip(prompts, answers, strict=True)])
     width = len(answers[0])
-    logits = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=torch.cat([prompt.vision["pixel_values"] for prompt in prompts]),
-        image_grid_thw=torch.cat([prompt.vision["image_grid_thw"] for prompt in prompts]),
-        mm_token_type_ids=torch.stack([torch.cat([p.image_mask.int(), torch.zeros(width).int()]) for p in prompts]),
-    ).logits[:, -width - 1 : -1]
+    vision = {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}
+    kinds = KINDS_OF_TOKENS.get(model.config.model_type)
+    if kinds is not None:
+        vision[kinds] = torch.stack([torch.cat([p.image_mask.int(), torch.zeros(width).int()]) for p in prompts])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision).logits[:, -width - 1 : -1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -width:].flatten())
 
 
