@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vgpo_lite.engine import kernels
 from vgpo_lite.engine.attend import completion_attention, prompt_attention
-from vgpo_lite.engine.kernels import FlashOnCpu, PlainKernel, kernel_for
+from vgpo_lite.engine.kernels import EfficientOnCuda, FlashOnCpu, PlainKernel, kernel_for
 from vgpo_lite.engine.layout import Layout
 from vgpo_lite.engine.sight import CompletionSight, completion_sight, prompt_sight
 
@@ -170,6 +170,13 @@ class _NoNumbers(FlashOnCpu):
     def forward(self, query, key, value, *, causal, scale, mask=None):
         output, log_sum = super().forward(query, key, value, causal=causal, scale=scale, mask=mask)
         return output * torch.nan, log_sum
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_are_trusted_to_the_fused_kernel_of_a_gpu(dtype):
+    query = torch.zeros(1, 1, 1, 64, dtype=dtype, device="cuda")
+    assert isinstance(kernel_for(query, masked=True), EfficientOnCuda)
 
 
 @pytest.mark.parametrize("masked", [False, True])
