@@ -134,6 +134,10 @@ def test_a_signal_to_one_process_stops_all_and_any_number_of_them_goes_on(tmp_pa
         143,
         "checkpoints/step-000001",
     )
+    assert status["continue_with"] == (
+        f"accelerate launch --multi_gpu --num_processes 2 -m vgpo_lite train --recipe {tmp_path}/run/config.yaml "
+        f"--output {tmp_path}/run --resume auto"
+    )
     again = in_processes(tmp_path / "again", lambda _rank: taken(config, resume="auto"), count=3)
     assert again[0]["moved"] == again[1]["moved"] == again[2]["moved"]
     assert len(again[0]["moved"]) == 1

@@ -44,3 +44,13 @@ def launched() -> Launch:
             "process, or launch with `accelerate launch` or `torchrun`."
         ) from None
     return Launch(rank=rank, count=count, local_rank=local_rank)
+
+
+def relaunched(alone: str) -> str:
+    """What starts this program in as many processes as it has now.
+
+    Args:
+        alone: What starts it in one.
+    """
+    count = launched().count
+    return alone if count == 1 else f"accelerate launch --multi_gpu --num_processes {count} -m vgpo_lite"

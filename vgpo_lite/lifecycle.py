@@ -28,7 +28,7 @@ from vgpo_lite.errors import ConfigError, RewardError, StorageError, ending
 from vgpo_lite.failpoints import check_failpoints
 from vgpo_lite.identity import deciding_settings, identity, refuse_changes, refuse_other_views
 from vgpo_lite.journal import FOLDER, Journal
-from vgpo_lite.launch import launched
+from vgpo_lite.launch import launched, relaunched
 from vgpo_lite.listening import RunPlan, SilentListener
 from vgpo_lite.memory import device_in_words
 from vgpo_lite.models import chosen_device
@@ -262,6 +262,7 @@ def _continuation(output: Path, config: RunConfig) -> dict[str, object]:
     whole = [folder for folder in checkpoints(output / "checkpoints") if is_whole(folder)]
     if not whole:
         return {"checkpoint": None, "continue_with": None}
-    words = ["vgpo-lite", "train", "--recipe", str(output / "config.yaml"), "--output", str(output), "--resume", "auto"]
-    trust = ["--set", "trust_remote_code=true"] if config.trust_remote_code else []  # no recipe may say it
-    return {"checkpoint": str(whole[-1].relative_to(output)), "continue_with": shlex.join([*words, *trust])}
+    words = ["train", "--recipe", str(output / "config.yaml"), "--output", str(output), "--resume", "auto"]
+    words += ["--set", "trust_remote_code=true"] if config.trust_remote_code else []  # no recipe may say it
+    command = f"{relaunched('vgpo-lite')} {shlex.join(words)}"
+    return {"checkpoint": str(whole[-1].relative_to(output)), "continue_with": command}

@@ -140,14 +140,12 @@ def train(
 def _continuation() -> str:
     """The command that goes on with this run: the one that was typed, with `--resume auto`."""
     from vgpo_lite.commands.words import program
-    from vgpo_lite.launch import launched
+    from vgpo_lite.launch import relaunched
 
-    count = launched().count
-    started = program() if count == 1 else f"accelerate launch --multi_gpu --num_processes {count} -m vgpo_lite"
     typed = sys.argv[1:]
     kept = [
         word
         for place, word in enumerate(typed)
         if not (word == "--resume" or word.startswith("--resume=") or (place and typed[place - 1] == "--resume"))
     ]
-    return f"{started} {shlex.join(kept)} --resume auto"
+    return f"{relaunched(program())} {shlex.join(kept)} --resume auto"
