@@ -26,6 +26,7 @@ def inspection(
     copies: int = 1,
     image: Image.Image | None = None,
     reliance: dict[str, torch.Tensor] | None = None,
+    is_right: bool = True,
 ) -> Inspection:
     """One prompt; every completion has the same numbers everywhere."""
     maps = np.array([[0.1, 0.4], [0.3, 0.1]]) if maps is None else maps
@@ -41,7 +42,8 @@ def inspection(
         on_question=values,
         on_itself=values,
         maps=maps,
-        reward=1.0,
+        reward=0.95,
+        is_right=is_right,
         reliance=reliance or {},
     )
     prompt = SeenPrompt(

@@ -85,19 +85,21 @@ def test_before_and_after_show_what_the_method_reads() -> None:
         answer="1",
     )
     prompt = encode_prompt(sample, policy.processor, config.data)
-    rewards = GroupRewards(rewards=torch.tensor([1.0, 0.0]), components={})
+    verdicts = torch.tensor([1.0, 0.0])
+    rewards = GroupRewards(rewards=0.9 * verdicts, components={"accuracy": verdicts})
     [seen] = inspect_prompts(policy, engine, [prompt], config, grade=lambda group: rewards, compare=True, causal=True)
     assert list(seen.groups) == ["before", "after"]
     assert [(image.rows, image.columns) for image in seen.images] == [(4, 4)]
     right, wrong = seen.groups["after"]
-    assert (right.reward, wrong.reward) == (1.0, 0.0)
+    assert (right.reward, wrong.reward) == (pytest.approx(0.9), 0.0)
+    assert (right.is_right, wrong.is_right) == (True, False)  # by accuracy, whatever else is taken off a reward
     for each in (right, wrong):
         torch.testing.assert_close(each.on_image, each.focus, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(each.on_image + each.on_question + each.on_itself, torch.ones(len(each.tokens)))
         torch.testing.assert_close(each.psi.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
         assert each.maps.shape == (len(each.tokens), 16)
     torch.testing.assert_close(
-        right.advantage, (1 + right.psi) * (1 + right.phi) * right.advantage.new_tensor(0.7070068)
+        right.advantage, (1 + right.psi) * (1 + right.phi) * right.advantage.new_tensor(0.7069961)
     )
     assert right.phi == pytest.approx(-wrong.phi)
     # By the defaults the gate opens for the top fifth of the second half, rounded down.

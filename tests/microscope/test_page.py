@@ -73,7 +73,7 @@ def test_numbers_are_those_of_the_completion() -> None:
     completion = page_data(inspection_page(inspection(values=values)))["prompts"][0]["groups"][0]["completions"][0]
     assert completion["focus"] == completion["psi"] == completion["advantage"] == [0.25, 0.1235]
     assert completion["ratio"] == pytest.approx(0.123456 / 0.25, abs=1e-4)
-    assert json.dumps(completion["reward"]) == "1.0"
+    assert json.dumps([completion["reward"], completion["right"]]) == "[0.95, true]"
 
 
 def test_losses_without_the_image_stand_beside_the_focus_they_are_compared_with() -> None:

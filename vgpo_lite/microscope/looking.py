@@ -62,7 +62,9 @@ class SeenCompletion:
         on_question: Attention on the other tokens of the prompt.
         on_itself: Attention on tokens generated before.
         maps: Attention on each cell of the images' grids, [token, cell].
-        reward: What it earned; None where nobody graded.
+        reward: What it earned, all reward functions together; None where nobody graded.
+        is_right: Whether the answer is right: by `accuracy`, or by a reward of 1 where that does not count; None where
+            nobody graded.
         reliance: How much each token hangs on the image, in nats, by the names of `engine.hiding.Reliance`; empty where
             nobody asked.
     """
@@ -78,6 +80,7 @@ class SeenCompletion:
     on_itself: Float[Tensor, " token"]
     maps: np.ndarray
     reward: float | None
+    is_right: bool | None
     reliance: Mapping[str, Float[Tensor, " token"]] = field(default_factory=dict)
 
     @property
@@ -200,8 +203,9 @@ def _completions(
         focus = torch.zeros(mask.shape)
     weighting = weighting_of(config)
     weights = visual_weights(focus, mask, weighting)
-    advantages = torch.ones(len(mask))
+    advantages, right = torch.ones(len(mask)), None
     if rewards is not None:
+        right = rewards.components.get("accuracy", rewards.rewards) >= 1
         advantages = group_advantages(rewards.rewards, scale=config.scale_rewards)
     shown = {
         "focus": focus,
@@ -224,6 +228,7 @@ def _completions(
                 on_itself=maps.on_itself,
                 maps=on_cells(image.numpy(), grids),
                 reward=None if rewards is None else float(rewards.rewards[row]),
+                is_right=None if right is None else bool(right[row]),
                 reliance={name: values[row][kept] for name, values in reliance.items()},
             )
         )

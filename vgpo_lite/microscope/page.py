@@ -87,6 +87,7 @@ def _completion(seen: SeenCompletion, images: Sequence[SeenImage], coarse: int) 
     return {
         "tokens": seen.tokens,
         "reward": seen.reward,
+        "right": seen.is_right,
         "phi": round(seen.phi, DECIMALS),
         "ratio": None if seen.late_over_early is None else round(seen.late_over_early, DECIMALS),
         "focus": _numbers(seen.focus),
