@@ -217,3 +217,22 @@ def test_the_dark_page_is_dark(browser: Browser) -> None:
     dark = browser.run(ground)
     browser.page("Emulation.setEmulatedMedia", features=[])
     assert (light, dark) == ("rgb(255, 255, 255)", "rgb(17, 22, 20)")
+
+
+def test_on_a_phone_the_image_stays_in_sight_and_over_no_token(browser: Browser) -> None:
+    browser.page("Emulation.setDeviceMetricsOverride", width=390, height=700, deviceScaleFactor=1, mobile=True)
+    browser.run("document.querySelectorAll('.completion')[1].querySelector('.token').scrollIntoView({block: 'center'})")
+    browser.run("document.querySelectorAll('.completion')[1].querySelector('.token').click()")
+    places = browser.run(
+        "['canvas', '.told', '.eye', '.completion:last-child .tokens'].map(s => [...document.querySelectorAll(s)]"
+        ".at(-1).getBoundingClientRect()).map(b => [b.top, b.bottom])"
+    )
+    ground = browser.run("getComputedStyle(document.querySelector('.eye')).backgroundColor")
+    wide = browser.run("document.documentElement.scrollWidth")
+    browser.page("Emulation.clearDeviceMetricsOverride")
+    canvas, told, eye, tokens = places
+    assert eye[0] <= canvas[0] < canvas[1] <= eye[1] + 1
+    assert eye[0] <= told[0] < told[1] <= eye[1] + 1
+    assert 0 <= eye[0] < eye[1] <= tokens[0] < 700
+    assert ground.startswith("rgb(")  # opaque: no token shines through
+    assert wide <= 390
