@@ -76,6 +76,18 @@ print(rows[0].question, "→", rows[0].answer)
 rows[0].images[0]
 
 # %% [markdown]
+# ## Ask the model before
+
+# %%
+import shlex
+
+rows[0].images[0].save("picture.png")
+QUESTION = shlex.quote(rows[0].question)
+
+# %%
+# !{sys.executable} -m vgpo_lite chat {MODEL} --image picture.png --question {QUESTION}
+
+# %% [markdown]
 # ## Train
 #
 # Accuracy is measured on held-out pictures before and after. In each line: the mean reward, the share of groups that had
@@ -108,6 +120,14 @@ for name in ("before", "after"):
 # %% [markdown]
 # A change smaller than its intervals is no change yet: train longer (`STEPS`), or measure on more rows (`ROWS`).
 #
+# ## Ask the model after
+#
+# The same picture and question. One answer proves nothing, as it can be right or wrong by luck; the numbers above do not.
+
+# %%
+# !{sys.executable} -m vgpo_lite chat {RUN} --image picture.png --question {QUESTION}
+
+# %% [markdown]
 # ## What does it look at?
 #
 # Each answer token by token, without and with the adapter. Hover over a token: the picture shows where the query that wrote
@@ -117,12 +137,12 @@ for name in ("before", "after"):
 # !{sys.executable} -m vgpo_lite inspect {RUN} --limit 2 --output {RUN}/inspection.html
 
 # %%
-from IPython.display import IFrame
+from html import escape
 
-import base64
+from IPython.display import HTML
 
-page = base64.b64encode((RUN / "inspection.html").read_bytes()).decode()
-IFrame(src=f"data:text/html;base64,{page}", width="100%", height=720)
+page = escape((RUN / "inspection.html").read_text())
+HTML(f'<div><iframe srcdoc="{page}" width="100%" height="720" style="border: 0"></iframe></div>')
 
 # %% [markdown]
 # ## Merge, and use it without this project

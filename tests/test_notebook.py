@@ -41,5 +41,16 @@ def test_the_walkthrough_runs_on_a_cpu_with_one_variable_changed(
     assert "step 8/8" in printed
     assert "| right answer:" in printed
     assert "\\boxed{" in printed.split("| right answer:")[0].rsplit("\n", 2)[-1]
+    answers = [
+        "".join(output.get("text", "") for output in c.get("outputs", []))
+        for c in notebook.cells
+        if " chat " in c.source
+    ]
+    assert len(answers) == 2  # before, and after
+    assert all("\\boxed{" in answer for answer in answers)
+    pages = [
+        o["data"]["text/html"] for c in notebook.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})
+    ]
+    assert any("<iframe srcdoc=" in page for page in pages)  # browsers open no data: address of more than 2 MB
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3  # the first row's image, and at least two plots
