@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from vgpo_lite.errors import (
     RewardError,
 )
 from vgpo_lite.listening import RunSummary, SilentListener
+from vgpo_lite.tracking import Tracker
 from vgpo_lite.trainer import train
 
 TIMED = ("time/", "memory/")
@@ -332,10 +334,30 @@ def test_a_tracker_mirrors_the_metrics_and_the_card_tells_what_was_trained(tmp_p
     events = EventAccumulator(str(output / "tensorboard")).Reload()
     mirrored = [event.value for event in events.Scalars("reward/mean")]
     assert mirrored == pytest.approx([line["reward/mean"] for line in records(output)])
-    card = (output / "README.md").read_text()
+    assert summary.before is not None
     assert summary.after is not None
+    measured = [(event.step, event.value) for event in events.Scalars("eval/accuracy")]
+    assert measured == [(0, pytest.approx(summary.before.share)), (2, pytest.approx(summary.after.share))]
+    card = (output / "README.md").read_text()
     assert f"| after | {summary.after.right} of 10 | {100 * summary.after.share:.1f} % |" in card
     assert "https://arxiv.org/abs/2604.09349" in card
+
+
+@pytest.mark.parametrize(("name", "said"), [("wandb", None), ("trackio", "mine")])
+def test_runs_stand_side_by_side_in_one_project_of_a_tracker(
+    name: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    made, failed = MagicMock(), []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, made)
+    monkeypatch.delenv(f"{name.upper()}_PROJECT", raising=False)
+    if said is not None:
+        monkeypatch.setenv(f"{name.upper()}_PROJECT", said)
+    Tracker(name, folder=tmp_path / "run-3", settings={"seed": 3, "adapter": None}, on_failure=failed.append)
+    made.assert_called_once_with(said or "vgpo-lite", name="run-3")
+    made.return_value.store_init_configuration.assert_called_once_with({"seed": 3, "adapter": "None"})
+    assert failed == []
 
 
 def test_a_tracker_that_fails_is_told_of_and_never_stops_the_run(

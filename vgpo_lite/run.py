@@ -236,6 +236,7 @@ class Run:
         if accuracy is not None:
             self.listener.evaluated(name, accuracy)
             self.recorder.event("evaluated", name=name, **asdict(accuracy))
+            self.tracker.log(self.progress.step, {"eval/accuracy": accuracy.share})
         return accuracy
 
     def finish(self, after: Accuracy | None) -> RunSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import ConfigError
@@ -32,7 +33,8 @@ def check_tracker(name: str) -> None:
 class Tracker:
     """Sends a step's metrics to the tracker that `report_to` names, through accelerate.
 
-    A tracker that fails, at its start or later, is told of once and then left alone.
+    A tracker that keeps runs by project has this one by the name of its directory, in the project that WANDB_PROJECT or
+    TRACKIO_PROJECT names. A tracker that fails, at its start or later, is told of once and then left alone.
     """
 
     def __init__(
@@ -51,14 +53,15 @@ class Tracker:
         PartialState()  # accelerate's trackers ask it which process they are on
         make: Callable[..., GeneralTracker] = LOGGER_TYPE_TO_CLASS[self._name]
         in_folder = self._name == "tensorboard"
-        tracker = make("tensorboard", logging_dir=str(folder)) if in_folder else make(folder.name)
+        project = os.environ.get(f"{self._name.upper()}_PROJECT") or "vgpo-lite"
+        tracker = make("tensorboard", logging_dir=str(folder)) if in_folder else make(project, name=folder.name)
         tracker.start()
         plain = {name: value if isinstance(value, _SCALARS) else str(value) for name, value in settings.items()}
         tracker.store_init_configuration(plain)
         self._tracker = tracker
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Mirror one step."""
+        """Mirror one step, or what was measured after it."""
         tracker = self._tracker
         if tracker is not None:
             self._guarded(lambda: self._send(tracker, step, metrics))
