@@ -114,7 +114,7 @@ class InterruptedRunError(VgpoLiteError):
     """A signal asked the run to save and leave."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 

@@ -166,13 +166,13 @@ def test_an_interrupted_run_is_told_as_it_stands_and_cut_lines_are_counted(tmp_p
         tmp_path / "run",
         steps=4,
         state="interrupted",
-        reason="stopped by signal 15",
+        reason="stopped by SIGTERM",
         accuracies={"before": {"right": 8, "total": 20, "low": 0.2, "high": 0.6}},
     )
     with (run / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"no": "step"}\n{"step": 5, "reward/me')
     table = page_of(run).table
-    assert table["state"] == ["interrupted: stopped by signal 15"]
+    assert table["state"] == ["interrupted: stopped by SIGTERM"]
     assert table["steps"][0].startswith("4 of 6")
     assert "held-out accuracy after" not in table
     assert table["records"] == ["3 lines of metrics.jsonl cannot be read and are left out"]

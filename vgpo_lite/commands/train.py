@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -132,8 +131,7 @@ def train(
         try:
             run(config, listener=listener, resume=resume)
         except InterruptedRunError as error:
-            name = signal.Signals(error.signal_number).name
-            error.args = (f"stopped by {name}. Continue with:\n  {_continuation()}",)
+            error.args = (f"{error}. Continue with:\n  {_continuation()}",)
             raise
 
 
