@@ -236,3 +236,24 @@ def test_on_a_phone_the_image_stays_in_sight_and_over_no_token(browser: Browser)
     assert 0 <= eye[0] < eye[1] <= tokens[0] < 700
     assert ground.startswith("rgb(")  # opaque: no token shines through
     assert wide <= 390
+
+
+def test_curves_of_long_answers_are_means_of_neighbouring_tokens(browser: Browser, tmp_path: Path) -> None:
+    tokens = 162
+    values = torch.arange(tokens) % 2.0  # 0, 1, 0, 1, ...
+    path = tmp_path / "long.html"
+    path.write_text(inspection_page(inspection(maps=np.full((tokens, 2), 0.1), values=values)))
+    usual = browser.run("location.pathname")
+    browser.open(path)
+    curve = browser.run("document.querySelector('.curves polyline').getAttribute('points')")
+    words = browser.run("document.querySelector('.curves').textContent")
+    question = browser.run("document.querySelector('.question').textContent")
+    browser.open(type(path)(usual))
+    heights = [float(point.split(",")[1]) for point in curve.split()]
+    top, bottom = 4, 90  # where 1 and 0 stand
+    share = [(bottom - height) / (bottom - top) for height in heights]
+    # Two neighbours on each side: 2 of 5 are ones around a 0, 3 of 5 around a 1; at the ends fewer are there.
+    assert share[2:6] == pytest.approx([0.4, 0.6, 0.4, 0.6], abs=1e-3)
+    assert share[0] == pytest.approx(1 / 3, abs=1e-3)
+    assert f"token 1 to {tokens}, means of 5" in words
+    assert question == "[image] How many?"
