@@ -82,7 +82,8 @@ def mean_coloured(group: RolloutGroup) -> RolloutGroup:
 def mean_coloured_tiles(group: RolloutGroup) -> RolloutGroup:
     prompt, start = group.prompt, 0
     pixels = prompt.vision["pixel_values"].clone()
-    for length in (6, 8):
+    tiles = (1, 1) if pixels.shape[:2] == (2, 1) else (6, 8)  # each of several images is one tile of LLaVA-OneVision
+    for length in tiles:
         for channel in range(3):
             part = pixels.flatten(0, -4)[start : start + length, channel]
             part[:] = sum(part.flatten().tolist()) / part.numel()

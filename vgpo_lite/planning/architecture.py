@@ -87,11 +87,18 @@ class Architecture:
         return tables + self.layers * self.layer_parameters + self.hidden + self.vision.parameters
 
 
-_DECODERS = {"smolvlm": "llama", "internvl": "qwen2"}
+_DECODERS = {
+    "smolvlm": "llama",
+    "internvl": "qwen2",
+    "llava_onevision": "qwen2",
+}
 """The text model's type where a configuration leaves it out."""
 
 _TIED = ("internvl",)
 """Whose head is the table of embeddings where a configuration does not say."""
+
+_TIED_BY_TEXT = ("llava_onevision",)
+"""Whose head is that as well where the text's part alone says so: the released configurations say no above it."""
 
 
 def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
@@ -120,7 +127,7 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
             kv_heads=text.get("num_key_value_heads") or heads,
             head_size=text.get("head_dim") or text["hidden_size"] // heads,
             vocabulary=text["vocab_size"],
-            ties_head=bool(config.get("tie_word_embeddings", kind in _TIED or text.get("tie_word_embeddings", False))),
+            ties_head=_ties_head(config),
             projection_bias=bool(text.get("attention_bias", decoder.startswith("qwen2"))),
             norms_heads=decoder.startswith("qwen3"),
             vision=TOWERS[kind](config),
@@ -129,6 +136,12 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
         raise ModelError(
             f"{name}: its config.json cannot be planned with: {error!r} is missing or no number"
         ) from error
+
+
+def _ties_head(config: Mapping[str, Any]) -> bool:
+    kind, by_text = config["model_type"], config.get("text_config", {}).get("tie_word_embeddings", False)
+    above = config.get("tie_word_embeddings", kind in _TIED or by_text)
+    return bool(above or (kind in _TIED_BY_TEXT and by_text))
 
 
 @cache

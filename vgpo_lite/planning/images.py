@@ -122,7 +122,3 @@ def cropped_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pi
     """
     rows, columns = cropped_tiles(size, tile=tile, most=min(most_tiles(tile, max_pixels=max_pixels), 12))
     return (rows * columns + 1) * tile_tokens
-
-
-TILED_TOKENS = {"smolvlm": split_tokens, "internvl": cropped_tokens}
-"""Image tokens of an image, for the families that cut images into tiles, by `model_type`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vgpo_lite.errors import ModelError
 from vgpo_lite.models.families.base import Family, PromptInputs, VisionFeatures
 from vgpo_lite.models.families.internvl import INTERNVL
+from vgpo_lite.models.families.llava_onevision import LLAVA_ONEVISION
 from vgpo_lite.models.families.qwen2_5_vl import QWEN2_5_VL
 from vgpo_lite.models.families.qwen2_vl import QWEN2_VL
 from vgpo_lite.models.families.qwen3_vl import QWEN3_VL
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, SMOLVLM, INTERNVL)
+    family.model_type: family
+    for family in (
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
+        SMOLVLM,
+        INTERNVL,
+        LLAVA_ONEVISION,
+    )
 }
 
 __all__ = ["FAMILIES", "Family", "PromptInputs", "VisionFeatures", "family_of"]
