@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 from transformers import LlavaOnevisionConfig, LlavaOnevisionProcessor
 from transformers.image_processing_utils import select_best_resolution
 
+from vgpo_lite.commands import planned
+from vgpo_lite.config.load import load_config
+from vgpo_lite.data_types import Outline
 from vgpo_lite.planning import PromptSize, best_canvas, canvas_fit, joined_map, joined_tokens, preset_architectures
 from vgpo_lite.planning.anyres import most_joined_tokens
 from vgpo_lite.planning.images import most_tiles
@@ -110,3 +114,13 @@ def test_each_of_several_images_is_one_tile_for_the_tower() -> None:
     sizes = PromptSize(text_tokens=10, images=(730, 730)).images
     assert [vision.patches_of(tokens, pixels=10**7) for tokens in sizes] == [729, 729]
     assert vision.patches_of(1485, pixels=401_408) == 2 * 729
+
+
+def test_data_without_a_processor_counts_several_images_as_a_tile_each() -> None:
+    config, model = load_config(model="llava-onevision-0.5b"), preset_architectures()["llava-onevision-0.5b"]
+    alone = Outline(sample_id="a", question="<image>?", image_sizes=((480, 640),), answer=None)
+    several = replace(alone, image_sizes=((480, 640), (2000, 20), (384, 384)))
+    # The default budget holds a canvas of one tile: 27 columns, and 20 of its 27 rows show 3/4 as high an image; one
+    # more for odd padding. With the whole image that is 729 + 21 x 28.
+    assert planned._image_tokens(alone, config, model) == (729 + 21 * 28,)
+    assert planned._image_tokens(several, config, model) == (730, 730, 730)
