@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaOnevis
 from transformers.image_processing_utils import select_best_resolution
 
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
-from tests.hub.tiled import LLAVA_ONEVISION, TILED
+from tests.hub.tiled import INTERNVL3, LLAVA_ONEVISION, TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
@@ -364,6 +365,25 @@ def test_what_stands_for_images_and_turns_is_text_when_a_question_spells_it(tile
         assert prompt.input_ids.tolist().count(special) == plain.input_ids.tolist().count(special)
         assert int(prompt.image_mask.sum()) == int(plain.image_mask.sum())
         assert prompt_lengths([outline_of(row)], tiles, DIRECT) == [len(prompt.input_ids)]
+
+
+@pytest.mark.parametrize("name", [INTERNVL3, LLAVA_ONEVISION])
+@pytest.mark.parametrize("text", ["How many?", "\nHow many?", "\n\n\nHow many?", " How many?", "\n How many?"])
+def test_a_line_break_behind_an_image_is_read_with_those_of_the_question(tmp_path: Path, name: str, text: str) -> None:
+    folder = write_model(tmp_path / "model", name)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    model = vocabulary["model"]
+    model["vocab"]["ĊĊ"] = (
+        max(model["vocab"].values()) + 1
+    )  # as in the real vocabularies: two line breaks are one token
+    model["merges"].append(["Ċ", "Ċ"])
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    processor = AutoProcessor.from_pretrained(folder)
+    prompt = encode_prompt(sample(f"<image>{text}", picture()), processor, DIRECT)
+    wanted = processor(images=[[picture()]], text=[prompt.text], return_tensors="pt", add_special_tokens=False,
+                       images_kwargs=dict(showing_of(processor).options(processor, DIRECT)))  # fmt: skip
+    assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()
+    assert prompt_lengths([outline_of(prompt.sample)], processor, DIRECT) == [len(prompt.input_ids)]
 
 
 def test_the_largest_prompt_of_tiles_is_told_without_decoding(tiles: Any) -> None:

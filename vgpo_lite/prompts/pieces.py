@@ -43,7 +43,7 @@ class Frame:
     Attributes:
         segments: One string before, between and behind the texts of the layout.
         leads: What goes in front of each text: a space that the template writes there, which the tokenizer reads with
-            the word behind it.
+            the word behind it, or all white space between an image and the text, which it may read with more of it.
     """
 
     segments: tuple[str, ...]
@@ -100,9 +100,21 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
             "no text could tell which of them it speaks of. Write the marks side by side, or use a model whose "
             "template leaves images in place."
         )
-    leads = tuple(" " if segment.endswith(" ") else "" for segment in segments[:-1])
+    leads = tuple(_lead(segment, processor.image_token) for segment in segments[:-1])
     bare = (segment.removesuffix(lead) for segment, lead in zip(segments, leads, strict=False))
     return Frame((*bare, segments[-1]), leads)
+
+
+def _lead(segment: str, image_token: str) -> str:
+    """What of the model's own text is read with the user's behind it; a special token in front parts it from the rest.
+
+    >>> _lead("user <image>\\n", "<image>"), _lead("User: ", "<image>"), _lead("user\\n", "<image>")
+    ('\\n', ' ', '')
+    """
+    before = segment.rstrip()
+    if before.endswith(image_token):
+        return segment[len(before) :]
+    return " " if segment.endswith(" ") else ""
 
 
 def segment_ids(segments: Sequence[str], shown: Sequence[Shown], processor: Processor) -> list[list[int]]:
