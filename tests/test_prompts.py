@@ -414,6 +414,9 @@ def test_an_image_made_to_fit_the_budget_is_scaled_once_for_its_tiles(tmp_path: 
     assert float(blurred) < 0.05  # the whole image was scaled twice
     small = encode_prompt(sample("<image>?", picture(100, 50)), processor, DIRECT)
     assert small.vision["image_sizes"].tolist() == [[50, 100]]
+    several = sample("<image><image>?", image, image)
+    several = encode_prompt(several, processor, DIRECT.model_copy(update={"max_pixels": 5 * 56**2}))
+    assert several.vision["image_sizes"].tolist() == [[500, 300]] * 2  # each is one tile, whatever the budget
 
 
 def test_the_model_takes_the_prompts_of_its_own_processor_alone_and_several(tmp_path: Path) -> None:
