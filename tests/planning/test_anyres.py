@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from transformers import LlavaOnevisionConfig, LlavaOnevisionProcessor
 from transformers.image_processing_utils import select_best_resolution
 
+from tests.small_models import make_prompt, seen_alone, small_model
 from vgpo_lite.commands import planned
 from vgpo_lite.config.load import load_config
 from vgpo_lite.data_types import Outline
-from vgpo_lite.planning import PromptSize, best_canvas, canvas_fit, joined_map, joined_tokens, preset_architectures
+from vgpo_lite.planning import Job, PromptSize, best_canvas, canvas_fit, joined_map, joined_tokens, preset_architectures
 from vgpo_lite.planning.anyres import most_joined_tokens
 from vgpo_lite.planning.images import most_tiles
+from vgpo_lite.planning.phases import vision_parts
 
 RELEASED = [tuple(canvas) for canvas in LlavaOnevisionConfig().image_grid_pinpoints]
 CANVASES = st.lists(
@@ -124,3 +126,17 @@ def test_data_without_a_processor_counts_several_images_as_a_tile_each() -> None
     # more for odd padding. With the whole image that is 729 + 21 x 28.
     assert planned._image_tokens(alone, config, model) == (729 + 21 * 28,)
     assert planned._image_tokens(several, config, model) == (730, 730, 730)
+
+
+def test_the_model_holds_what_goes_on_between_all_blocks_and_the_plan_counts_it() -> None:
+    prompt = seen_alone(make_prompt([(3, 3)]), (16, 45))
+    output = small_model("llava_onevision").get_image_features(**prompt.vision)
+    assert [tuple(states.shape) for states in output.hidden_states] == [(9, 4, 32)] * (2 + 1)  # two blocks
+    config, model = load_config(model="llava-onevision-0.5b"), preset_architectures()["llava-onevision-0.5b"]
+    largest = PromptSize(text_tokens=10, images=(1485,))
+    held = vision_parts(Job(model=model, config=config, largest=largest))["vision tower"]
+    forgets = replace(model, vision=replace(model.vision, keeps_states=False))
+    # 27 states of 1,152 numbers of 2 bytes, of 2 x 729 patches.
+    assert (
+        held - vision_parts(Job(model=forgets, config=config, largest=largest))["vision tower"] == 27 * 1152 * 2 * 1458
+    )

@@ -58,6 +58,7 @@ class Vision:
         tile: Pixels of a tile's side, where images are cut into tiles of one size; 0: they are not.
         joins_tiles: Whether the tiles of a prompt's only image become one map whose rows end with a token of their own,
             and each of several images is one tile and such a token.
+        keeps_states: Whether the model holds what goes on between all blocks until the tower is through.
         deepstack: Layers of the language model that get features of their own.
         output: Numbers of an image token.
     """
@@ -78,6 +79,7 @@ class Vision:
     connector: int
     tile: int = 0
     joins_tiles: bool = False
+    keeps_states: bool = False
     deepstack: int = 0
     output: int
 
@@ -257,7 +259,7 @@ def _llava_onevision(config: Mapping[str, Any]) -> Vision:
     projector = Linear(vision["hidden_size"], output, bias).parameters + Linear(output, output, bias).parameters
     # What ends a row of tokens is learned too: one token's numbers.
     tower = _siglip(vision, merge=1, connector=projector + output, output=output, depth=12)
-    return replace(tower, joins_tiles=True)
+    return replace(tower, joins_tiles=True, keeps_states=True)
 
 
 def _side(size: int | Sequence[int]) -> int:
