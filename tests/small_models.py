@@ -18,6 +18,8 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -32,12 +34,19 @@ from transformers import (
 from vgpo_lite.data_types import Prompt, RolloutGroup, Sample
 from vgpo_lite.models.families import family_of
 from vgpo_lite.models.policy import Policy
+from vgpo_lite.planning import best_canvas, joined_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-MODEL_TYPES = (*QWEN_TYPES, "smolvlm", "internvl", "gemma3")
+MODEL_TYPES = (
+    *QWEN_TYPES,
+    "smolvlm",
+    "internvl",
+    "llava_onevision",
+    "gemma3",
+)
 WINDOW = 5
 """Tokens that Gemma's first and last layers see: fewer than a prompt or a longer completion has."""
 VOCABULARY = 160
@@ -46,6 +55,9 @@ EOS, PAD = 149, 148
 FIRST_SPECIAL = PAD
 PATCH, MERGE = 4, 2
 TILE = PATCH * MERGE
+CANVASES = [(TILE * rows, TILE * columns) for rows in range(1, 5) for columns in range(1, 5)]
+MAP_TILES = 4
+"""Tiles of a LLaVA-OneVision map before it is shrunk, so that small images have shrunk ones too."""
 
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -127,6 +139,16 @@ def _tiled_model(model_type: str, text: dict[str, object], *, tied: bool) -> Pre
         settings |= {"image_seq_length": 1, "downsample_ratio": 1 / MERGE}
         config = InternVLConfig(text_config=text | {"model_type": "qwen2"}, vision_config=tower, **settings)
         return InternVLForConditionalGeneration(config)
+    if model_type == "llava_onevision":
+        settings |= {"image_token_index": settings.pop("image_token_id"), "video_token_index": VIDEO_PAD}
+        config = LlavaOnevisionConfig(
+            text_config=text | {"model_type": "qwen2", "tie_word_embeddings": tied},
+            vision_config=tower | {"model_type": "siglip_vision_model", "vision_use_head": False},
+            image_grid_pinpoints=[list(canvas) for canvas in CANVASES],
+            vision_aspect_ratio=f"anyres_max_{MAP_TILES}",
+            **settings,
+        )
+        return LlavaOnevisionForConditionalGeneration(config)
     config = SmolVLMConfig(
         text_config=text | {"model_type": "llama"},
         vision_config=tower,
@@ -219,11 +241,22 @@ def seen_by(model_type: str, prompt: Prompt) -> Prompt:
     """The same prompt as another family shows it: as many images in the same places, of its own pixels and tokens."""
     if model_type in QWEN_TYPES or not prompt.has_image:
         return prompt
-    runs = [(bool(image), len(list(run))) for image, run in groupby(prompt.image_mask.tolist())]
-    counts, vision = _tiles(model_type, [length for image, length in runs if image])
-    lengths = tuple(counts)
-    ids, place = [], 0
-    for image, length in runs:
+    return _with_images(prompt, *_tiles(model_type, [length for image, length in _runs(prompt) if image]))
+
+
+def seen_alone(prompt: Prompt, size: tuple[int, int]) -> Prompt:
+    """The same prompt with its one image, of that height and width in pixels, as LLaVA-OneVision shows it."""
+    return _with_images(prompt, *_joined_tiles([size], torch.Generator().manual_seed(0)))
+
+
+def _runs(prompt: Prompt) -> list[tuple[bool, int]]:
+    """Tokens that stand together: whether they are an image's, and how many."""
+    return [(bool(image), len(list(run))) for image, run in groupby(prompt.image_mask.tolist())]
+
+
+def _with_images(prompt: Prompt, counts: list[int], vision: dict[str, torch.Tensor]) -> Prompt:
+    lengths, ids, place = tuple(counts), [], 0
+    for image, length in _runs(prompt):
         ids += [IMAGE_PAD] * counts.pop(0) if image else prompt.input_ids[place : place + length].tolist()
         place += length
     input_ids = torch.tensor(ids)
@@ -236,11 +269,30 @@ def _tiles(model_type: str, lengths: Sequence[int]) -> tuple[list[int], dict[str
     if model_type == "gemma3":  # one size for all
         pixels = torch.randn(len(lengths), 3, 2 * TILE, 2 * TILE, generator=generator)
         return [MERGE**2] * len(lengths), {"pixel_values": pixels}
+    if model_type == "llava_onevision":
+        alone = len(lengths) == 1  # of many forms, so that maps are cut and shrunk
+        return _joined_tiles([(2 * TILE, 5 * length) if alone else (TILE, length) for length in lengths], generator)
     pixels = torch.randn(sum(lengths), 3, TILE, TILE, generator=generator)
     if model_type == "internvl":
         return list(lengths), {"pixel_values": pixels}
     mask = torch.ones(1, sum(lengths), TILE, TILE, dtype=torch.long)
     return list(lengths), {"pixel_values": pixels[None], "pixel_attention_mask": mask}
+
+
+def _joined_tiles(
+    sizes: Sequence[tuple[int, int]], generator: torch.Generator
+) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Each of several images is a tile of `MERGE` x `MERGE` tokens and one token more; a lone one has a canvas too."""
+    tiles, counts = [1], [MERGE**2 + 1] * len(sizes)
+    if len(sizes) == 1:
+        canvas = best_canvas(sizes[0], CANVASES)
+        rows, columns = joined_map(sizes[0], canvas, tile=TILE, side=MERGE, most=MAP_TILES)
+        tiles, counts = [1 + canvas[0] * canvas[1] // TILE**2], [MERGE**2 + rows * (columns + 1)]
+    return counts, {
+        "pixel_values": torch.randn(len(sizes), *tiles, 3, TILE, TILE, generator=generator),
+        "image_sizes": torch.tensor(sizes),
+        "batch_num_images": torch.tensor([len(sizes)]),
+    }
 
 
 def make_group(prompt: Prompt, lengths: Sequence[int], *, seed: int = 0) -> RolloutGroup:

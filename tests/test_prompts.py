@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,28 +11,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaOnevisionProcessor
+from transformers.image_processing_utils import select_best_resolution
 
 from tests.hub.gemma import GEMMA3, LINE_ENDS, SEQUENCE
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
-from tests.hub.tiled import TILED
+from tests.hub.tiled import INTERNVL3, LLAVA_ONEVISION, TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
 from vgpo_lite.errors import ConfigError, DataError, ModelError, PromptTooLongError
+from vgpo_lite.models.families import family_of
 from vgpo_lite.models.tiny import __path__ as tiny_path
 from vgpo_lite.prompts import (
     INSTRUCTIONS,
     encode_prompt,
     image_grids,
     image_tokens,
+    largest_prompt,
+    prompt_image_tokens,
     prompt_lengths,
     prompts_fit,
     user_text,
 )
+from vgpo_lite.prompts.grids import NOWHERE
 from vgpo_lite.prompts.showing import showing_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vgpo_lite.data_types import Prompt
     from vgpo_lite.prompts import Processor
 
 FACTOR = {QWEN2_VL: 28, QWEN2_5_VL: 28, QWEN3_VL: 32}
@@ -337,6 +346,8 @@ TILED_QUESTIONS = {
     "image first": ("<image>How many red circles are there?", [(60, 80)]),
     "text first": ("How many are in <image>", [(300, 100)]),
     "two images": ("<image>Is it like <image>?", [(300, 200), (20, 220)]),
+    "side by side": ("Are they <image><image>alike?", [(300, 200), (20, 220)]),
+    "long and thin": ("<image>How long?", [(700, 10)]),
 }
 
 
@@ -346,6 +357,105 @@ def tiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return AutoProcessor.from_pretrained(write_model(tmp_path_factory.mktemp("model"), request.param))
 
 
+def test_what_stands_for_images_and_turns_is_text_when_a_question_spells_it(tiles: Any) -> None:
+    plain = encode_prompt(sample("<image>Say it.", picture()), tiles, DIRECT)
+    for token in set(tiles.tokenizer.get_added_vocab()) - {"<image>"}:  # that one is the mark itself
+        row = sample(f"<image>Say {token} twice: {token}{token}", picture())
+        prompt = encode_prompt(row, tiles, DIRECT)
+        special = tiles.tokenizer.convert_tokens_to_ids(token)
+        assert prompt.input_ids.tolist().count(special) == plain.input_ids.tolist().count(special)
+        assert int(prompt.image_mask.sum()) == int(plain.image_mask.sum())
+        assert prompt_lengths([outline_of(row)], tiles, DIRECT) == [len(prompt.input_ids)]
+
+
+@pytest.mark.parametrize("name", [INTERNVL3, LLAVA_ONEVISION])
+@pytest.mark.parametrize("text", ["How many?", "\nHow many?", "\n\n\nHow many?", " How many?", "\n How many?"])
+def test_a_line_break_behind_an_image_is_read_with_those_of_the_question(tmp_path: Path, name: str, text: str) -> None:
+    folder = write_model(tmp_path / "model", name)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    model = vocabulary["model"]
+    model["vocab"]["ĊĊ"] = (
+        max(model["vocab"].values()) + 1
+    )  # as in the real vocabularies: two line breaks are one token
+    model["merges"].append(["Ċ", "Ċ"])
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    processor = AutoProcessor.from_pretrained(folder)
+    prompt = encode_prompt(sample(f"<image>{text}", picture()), processor, DIRECT)
+    wanted = processor(images=[[picture()]], text=[prompt.text], return_tensors="pt", add_special_tokens=False,
+                       images_kwargs=dict(showing_of(processor).options(processor, DIRECT)))  # fmt: skip
+    assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()
+    assert prompt_lengths([outline_of(prompt.sample)], processor, DIRECT) == [len(prompt.input_ids)]
+
+
+def test_the_largest_prompt_of_tiles_is_told_without_decoding(tiles: Any) -> None:
+    rows = [
+        sample("<image>?", picture(300, 200)),
+        sample("Are these alike: <image><image><image>?", *[picture(300, 200)] * 3),
+        sample("word " * 40),
+    ]
+    data = DIRECT.model_copy(update={"max_pixels": 60_000})
+    prompts = [encode_prompt(row, tiles, data) for row in rows]
+    largest = largest_prompt(map(outline_of, rows), tiles, data)
+    assert largest.images == max((prompt.image_lengths for prompt in prompts), key=sum)
+    assert largest.tokens == max(len(prompt.input_ids) for prompt in prompts)
+
+
+def test_an_image_made_to_fit_the_budget_is_scaled_once_for_its_tiles(tmp_path: Path) -> None:
+    processor = AutoProcessor.from_pretrained(write_model(tmp_path / "model", LLAVA_ONEVISION))
+    image = Image.effect_noise((300, 500), 90).convert("RGB")
+    prompt = encode_prompt(sample("<image>?", image), processor, DIRECT.model_copy(update={"max_pixels": 5 * 56**2}))
+    # Four tiles beside the whole image: 2 x 2 keep 112 x 67 pixels of it, a column of 4 no more than 93 x 56.
+    assert prompt.vision["image_sizes"].tolist() == [[112, 68]]
+    assert prompt.vision["pixel_values"].shape == (1, 5, 3, 56, 56)
+    canvas = {"image_grid_pinpoints": [[112, 112]]}
+    own = processor(images=[[image]], text=["<image>"], return_tensors="pt", images_kwargs=canvas)["pixel_values"][0]
+    pixels = prompt.vision["pixel_values"][0]
+    torch.testing.assert_close(pixels[1:], own[1:], rtol=0, atol=1.5 / 127.5)  # one of 255 steps, by rounding
+    blurred = (pixels[0] - own[0]).abs().mean()
+    assert float(blurred) < 0.05  # the whole image was scaled twice
+    small = encode_prompt(sample("<image>?", picture(100, 50)), processor, DIRECT)
+    assert small.vision["image_sizes"].tolist() == [[50, 100]]
+    several = sample("<image><image>?", image, image)
+    several = encode_prompt(several, processor, DIRECT.model_copy(update={"max_pixels": 5 * 56**2}))
+    assert several.vision["image_sizes"].tolist() == [[500, 300]] * 2  # each is one tile, whatever the budget
+
+
+def test_the_model_takes_the_prompts_of_its_own_processor_alone_and_several(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", LLAVA_ONEVISION)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    family = family_of(model.config)
+    for sizes in ([(300, 40)], [(20, 150)], [(400, 400)], [(50, 60), (300, 100)]):
+        for pixels in (3136, 20_000, 401_408):
+            row = sample("<image>" * len(sizes) + "?", *[picture(*size) for size in sizes])
+            prompt = encode_prompt(row, processor, DIRECT.model_copy(update={"max_pixels": pixels}))
+            features = family.encode_images(model, prompt)  # checked: one for each token
+            with torch.no_grad():
+                expected = model(input_ids=prompt.input_ids[None], **prompt.vision).logits
+                inputs = family.prompt_inputs(model, prompt, features)
+                states = family.language_model(model)(inputs_embeds=inputs.inputs_embeds).last_hidden_state
+                torch.testing.assert_close(family.lm_head(model)(states), expected)
+
+
+def shows_images_first(processor: Any) -> bool:
+    return isinstance(processor, LlavaOnevisionProcessor)
+
+
+def row_ends(prompt: Prompt, processor: Any) -> list[int]:
+    """Tokens of each image that only end a row, by what is left of them without: whole tiles, cut to a map."""
+    if not shows_images_first(processor):
+        return [0] * len(prompt.image_lengths)
+    if len(prompt.image_lengths) != 1:
+        return [1] * len(prompt.image_lengths)
+    sizes = prompt.vision["image_sizes"].tolist()
+    return [processor._get_unpadded_features(*size, 2, 2, *_tiles(size, processor))[1] for size in sizes]
+
+
+def _tiles(size: list[int], processor: Any) -> tuple[int, int]:
+    height, width = select_best_resolution(size, processor.image_processor.image_grid_pinpoints)
+    return height // 56, width // 56
+
+
 @pytest.mark.parametrize(("question", "sizes"), TILED_QUESTIONS.values(), ids=TILED_QUESTIONS.keys())
 @pytest.mark.parametrize("pixels", [3136, 20_000, 401_408])
 def test_tiles_have_the_ids_and_pixels_of_the_processors_own_way(
@@ -353,24 +463,44 @@ def test_tiles_have_the_ids_and_pixels_of_the_processors_own_way(
 ) -> None:
     data = DataConfig(prompt_style="direct", max_pixels=pixels)
     row = sample(question, *[Image.effect_noise((width, height), 90).convert("RGB") for height, width in sizes])
+    if question == TILED_QUESTIONS["two images"][0] and shows_images_first(tiles):
+        with pytest.raises(ModelError, match="a question has text between its 2 images"):
+            encode_prompt(row, tiles, data)
+        return
     prompt = encode_prompt(row, tiles, data)
     text = prompt.text
+    given = [
+        image.resize((width, height))
+        for image, (height, width) in zip(row.images, showing_of(tiles).given(sizes, tiles, data), strict=True)
+    ]
     wanted = tiles(
-        images=[list(row.images)] if sizes else None, text=[text], return_tensors="pt", add_special_tokens=False,
+        images=[given] if sizes else None, text=[text], return_tensors="pt", add_special_tokens=False,
         images_kwargs=dict(showing_of(tiles).options(tiles, data)),
     )  # fmt: skip
     assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()
     assert prompt.vision.keys() == wanted.keys() - {"input_ids", "attention_mask", "token_type_ids"}
     for name, tensor in prompt.vision.items():
         assert torch.equal(tensor, wanted[name])
-    counts = [image_tokens(size, tiles, data) for size in sizes]
+    counts = list(prompt_image_tokens(sizes, tiles, data))
     assert int(prompt.image_mask.sum()) == sum(counts)
     assert prompt_lengths([outline_of(row)], tiles, data) == [len(prompt.input_ids)]
-    assert all(count * 28**2 <= max(pixels, 56**2) for count in counts)
+    shown = [count - ends for count, ends in zip(counts, row_ends(prompt, tiles), strict=True)]
+    least = 2 if len(sizes) == 1 and shows_images_first(tiles) else 1  # LLaVA-OneVision: the whole image and a canvas
+    assert all(count * 28**2 <= max(pixels, least * 56**2) for count in shown)
     grids = image_grids(sizes, tiles, data)
     assert [len(grid.areas) for grid in grids] == counts
-    assert all(0 <= top < bottom <= grid.rows for grid in grids for top, bottom, _, _ in grid.areas)
-    assert all(0 <= left < right <= grid.columns for grid in grids for _, _, left, right in grid.areas)
+    areas = [[area for area in grid.areas if area != NOWHERE] for grid in grids]
+    for grid, own in zip(grids, areas, strict=True):
+        assert all(0 <= top < bottom <= grid.rows for top, bottom, _, _ in own)
+        assert all(0 <= left < right <= grid.columns for _, _, left, right in own)
+        seen = {
+            (row, column)
+            for top, bottom, left, right in own
+            for row in range(top, bottom)
+            for column in range(left, right)
+        }
+        assert len(seen) == grid.rows * grid.columns
+    assert all(NOWHERE not in grid.areas for grid in grids) or shows_images_first(tiles)
 
 
 @pytest.fixture(scope="module")

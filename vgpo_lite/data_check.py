@@ -13,7 +13,7 @@ from vgpo_lite.interruption import StopFlag
 from vgpo_lite.listening import SilentListener
 from vgpo_lite.models import processor_alone
 from vgpo_lite.preparation import UNGRADABLE, fitting_rows, gradable_rows
-from vgpo_lite.prompts import encode_prompt, image_tokens, prompt_lengths, shown_prompt
+from vgpo_lite.prompts import encode_prompt, prompt_image_tokens, prompt_lengths, shown_prompt
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _spreads(
     outlines: Sequence[Outline], processor: Processor, config: RunConfig, progress: Callable[[int, int], None]
 ) -> dict[str, Spread]:
     sizes = [size for outline in outlines for size in outline.image_sizes]
-    tokens = [sum(image_tokens(size, processor, config.data) for size in each.image_sizes) for each in outlines]
+    tokens = [sum(prompt_image_tokens(each.image_sizes, processor, config.data)) for each in outlines]
     lengths = prompt_lengths(_told(outlines, progress), processor, config.data)
     values = {
         "images per row": [len(outline.image_sizes) for outline in outlines],

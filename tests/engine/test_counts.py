@@ -59,7 +59,7 @@ def test_an_undivided_group_runs_p_plus_gc_tokens_once_for_look_and_update_toget
     with counting(policy) as (images, tokens):
         learn(shared(policy, recompute=True, rows_per_micro_batch=rows), group)
     assert images == [1]
-    assert tokens == [len(group.prompt.input_ids) - 1, UNDIVIDED[1]]
+    assert tokens == [group.prompt.input_ids.shape[0] - 1, ALL_C]
 
 
 def test_micro_batches_run_p_plus_gc_tokens_when_focus_was_read_while_decoding():

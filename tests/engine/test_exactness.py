@@ -21,7 +21,7 @@ from tests.engine.work import (
     shared,
     taken_gradients,
 )
-from tests.small_models import MODEL_TYPES, make_group, make_prompt, seen_by, small_policy
+from tests.small_models import MODEL_TYPES, make_group, make_prompt, seen_alone, seen_by, small_policy
 from vgpo_lite.algorithm.objective import Objective
 from vgpo_lite.data_types import Sampling
 
@@ -71,6 +71,20 @@ def test_images_and_group_sizes_do_not_matter(prompt, lengths):
     expected = plain_outcome(policy, group)
     assert_same(outcome(shared, policy, group), expected)
     assert_same(outcome(shared, policy, group, rows_per_micro_batch=2, recompute=True), expected)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(16, 45), (32, 17), (31, 32), (8, 8), (3, 16)],
+    ids=["cut", "cut and shrunk", "shrunk", "as it is", "nothing left"],
+)
+def test_a_lone_image_of_joined_tiles_gives_what_the_plain_model_gives(size):
+    policy = small_policy("llava_onevision", vision=True)
+    group = make_group(seen_alone(ONE_IMAGE, size), RAGGED)
+    expected = plain_outcome(policy, group)
+    assert_same(outcome(shared, policy, group), expected)
+    assert_same(outcome(shared, policy, group, rows_per_micro_batch=2, recompute=True), expected)
+    assert_same(outcome(batched, policy, group), expected)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -82,8 +82,8 @@ def mean_coloured(group: RolloutGroup) -> RolloutGroup:
 def mean_coloured_tiles(group: RolloutGroup) -> RolloutGroup:
     prompt, start = group.prompt, 0
     pixels = prompt.vision["pixel_values"].clone()
-    tiles = pixels.flatten(0, -4)
-    for length in (6, 8) if len(tiles) == 14 else (1, 1):
+    tiles = pixels.flatten(0, -4)  # one for each image of Gemma 3, and for each of several of LLaVA-OneVision
+    for length in (1, 1) if len(tiles) == 2 else (6, 8):
         for channel in range(3):
             part = tiles[start : start + length, channel]
             part[:] = sum(part.flatten().tolist()) / part.numel()

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 SMOLVLM2 = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 INTERNVL3 = "OpenGVLab/InternVL3-1B-hf"
-TILED = (SMOLVLM2, INTERNVL3)
+LLAVA_ONEVISION = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+TILED = (
+    SMOLVLM2,
+    INTERNVL3,
+    LLAVA_ONEVISION,
+)
 
 TILE, PATCH, MERGE = 56, 14, 2  # 2 x 2 image tokens of 28 x 28 pixels in a tile
 SEQUENCE = (TILE // PATCH // MERGE) ** 2
@@ -25,9 +30,23 @@ _SMOLVLM_TOKENS = (
 _INTERNVL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<box>", "</box>",
 )  # fmt: skip
-TOKENS = {SMOLVLM2: _SMOLVLM_TOKENS, INTERNVL3: _INTERNVL_TOKENS}
-ENDS = {SMOLVLM2: ("<end_of_utterance>", "<|im_end|>"), INTERNVL3: ("<|im_end|>", "<|endoftext|>")}  # end, padding
-_IMAGE = {SMOLVLM2: "<image>", INTERNVL3: "<IMG_CONTEXT>"}
+_LLAVA_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+TOKENS = {
+    SMOLVLM2: _SMOLVLM_TOKENS,
+    INTERNVL3: _INTERNVL_TOKENS,
+    LLAVA_ONEVISION: _LLAVA_TOKENS,
+}
+ENDS = {
+    SMOLVLM2: ("<end_of_utterance>", "<|im_end|>"),
+    INTERNVL3: ("<|im_end|>", "<|endoftext|>"),
+    LLAVA_ONEVISION: ("<|im_end|>", "<|endoftext|>"),
+}
+"""The end of a turn, and the padding."""
+_IMAGE = {
+    SMOLVLM2: "<image>",
+    INTERNVL3: "<IMG_CONTEXT>",
+    LLAVA_ONEVISION: "<image>",
+}
 WORDS = {
     "<|im_start|>",
     "<|im_end|>",
@@ -36,7 +55,12 @@ WORDS = {
     "<box>",
     "</box>",
 }  # special, and nothing to do with images
-MODEL_TYPES = {SMOLVLM2: "smolvlm", INTERNVL3: "internvl"}
+MODEL_TYPES = {
+    SMOLVLM2: "smolvlm",
+    INTERNVL3: "internvl",
+    LLAVA_ONEVISION: "llava_onevision",
+}
+CANVASES = [[TILE * rows, TILE * columns] for rows in range(1, 7) for columns in range(1, 7)]
 _PIECES = 400  # as in `models`
 
 _SMOLVLM_TEMPLATE = (
@@ -52,7 +76,18 @@ _INTERNVL_TEMPLATE = (
     "{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_TEMPLATES = {SMOLVLM2: _SMOLVLM_TEMPLATE, INTERNVL3: _INTERNVL_TEMPLATE}
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}{# Render all images first #}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + part['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_TEMPLATES = {
+    SMOLVLM2: _SMOLVLM_TEMPLATE,
+    INTERNVL3: _INTERNVL_TEMPLATE,
+    LLAVA_ONEVISION: _LLAVA_TEMPLATE,
+}
 
 
 def token_id(token: str, name: str) -> int:
@@ -78,6 +113,19 @@ def config(name: str, text: Mapping[str, Any]) -> dict[str, Any]:
                 "patch_size": [PATCH, PATCH],
             },
         }  # fmt: skip
+    if name == LLAVA_ONEVISION:
+        # Patches of two tokens' side, as nothing is merged; and tied, as the real one, by the text's part alone.
+        common["image_token_index"] = common.pop("image_token_id")
+        return common | {
+            "architectures": ["LlavaOnevisionForConditionalGeneration"], "model_type": "llava_onevision",
+            "video_token_index": token_id("<video>", name), "image_grid_pinpoints": CANVASES,
+            "vision_aspect_ratio": "anyres_max_9", "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+            "use_image_newline_parameter": True, "projector_hidden_act": "gelu",
+            "text_config": text | {"model_type": "qwen2", "rope_theta": 1000000.0, "tie_word_embeddings": True},
+            "vision_config": tower | {
+                "model_type": "siglip_vision_model", "patch_size": MERGE * PATCH, "vision_use_head": False,
+            },
+        }  # fmt: skip
     return common | {
         "architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "scale_factor": MERGE,
         "pad_token_id": padding, "text_config": text | {"model_type": "llama", "rope_theta": 100000},
@@ -100,6 +148,9 @@ def write_processor(folder: Path, name: str, vocabulary: Mapping[str, int], merg
         }
         tokenizer = Qwen2Tokenizer(**pieces, **ends, extra_special_tokens=named)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<box>", "</box>"]})
+    elif name == LLAVA_ONEVISION:
+        tokenizer = Qwen2Tokenizer(**pieces, **ends)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>", "<video>"]})
     else:
         tokenizer = GPT2Tokenizer(
             **pieces, **ends, extra_special_tokens=list(TOKENS[name]), bos_token="<|im_start|>", unk_token=padding
@@ -126,6 +177,22 @@ def _processor_files(name: str) -> dict[str, dict[str, Any]]:
             },
             "video_preprocessor_config.json": {"video_processor_type": "InternVLVideoProcessor"},
             "processor_config.json": {"image_seq_length": SEQUENCE, "processor_class": "InternVLProcessor"},
+        }  # fmt: skip
+    if name == LLAVA_ONEVISION:
+        return {
+            "preprocessor_config.json": colours | {
+                "image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True, "resample": 3,
+                "size": {"height": TILE, "width": TILE}, "image_grid_pinpoints": CANVASES,
+                "processor_class": "LlavaOnevisionProcessor",
+            },
+            "video_preprocessor_config.json": {
+                "video_processor_type": "LlavaOnevisionVideoProcessor", "size": {"height": TILE, "width": TILE},
+            },
+            "processor_config.json": {
+                "num_image_tokens": SEQUENCE, "vision_feature_select_strategy": "full", "image_token": "<image>",
+                "video_token": "<video>", "vision_aspect_ratio": "anyres_max_9",
+                "processor_class": "LlavaOnevisionProcessor",
+            },
         }  # fmt: skip
     return {
         "preprocessor_config.json": colours | {

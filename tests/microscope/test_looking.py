@@ -20,6 +20,7 @@ from vgpo_lite.microscope import inspect_prompts
 from vgpo_lite.microscope.looking import hidden_from, on_cells, token_texts
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import Grid, encode_prompt
+from vgpo_lite.prompts.grids import joined_grid, squared_grid
 
 
 def test_one_token_worked_by_hand() -> None:
@@ -66,6 +67,18 @@ def test_attention_on_tiles_is_drawn_where_they_are() -> None:
     grids = [Grid(1, 2, ((0, 1, 0, 1), (0, 1, 1, 2), (0, 1, 0, 2))), Grid(1, 1, ((0, 1, 0, 1),))]
     maps = np.array([[0.1, 0.2, 0.4, 0.05], [0.0, 0.0, 0.2, 0.3]])
     np.testing.assert_allclose(on_cells(maps, grids), [[0.3, 0.4, 0.05], [0.1, 0.1, 0.3]])
+
+
+def test_attention_on_a_token_that_shows_nothing_lights_up_nothing() -> None:
+    # One row of two cells: the whole image in one token, a token a cell, and one that ends the row with most of all.
+    grid = joined_grid(1, 2, 1)
+    np.testing.assert_allclose(on_cells(np.array([[0.2, 0.1, 0.0, 0.6]]), [grid]), [[0.2, 0.1]])
+    # An image of 1 x 2 in the middle of a square of 2 x 2: its tokens lie in both rows, and the last one shows nothing.
+    drawn = on_cells(np.array([[0.1, 0.2, 0.3, 0.1, 0.3]]), [squared_grid((10, 20), 2)])
+    np.testing.assert_allclose(drawn, [[0.1, 0.2, 0.3, 0.1]])
+    # Thrice as wide as high: the first and the last row of the square are beside it.
+    drawn = on_cells(np.array([[0.9] * 3 + [0.1, 0.2, 0.3] + [0.9] * 4]), [squared_grid((10, 30), 3)])
+    np.testing.assert_allclose(drawn, [[0.1, 0.2, 0.3]])
 
 
 def test_before_and_after_show_what_the_method_reads() -> None:

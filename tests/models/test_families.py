@@ -46,7 +46,9 @@ def prompt(family):
 
 
 def test_a_foreign_model_is_refused_with_the_families_that_are_known():
-    with pytest.raises(ModelError, match=r"'llava'.*gemma3, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"):
+    with pytest.raises(
+        ModelError, match=r"'llava'.*gemma3, internvl, llava_onevision, qwen2_5_vl, qwen2_vl, qwen3_vl, smolvlm"
+    ):
         family_of(SimpleNamespace(model_type="llava"))
 
 
@@ -130,6 +132,19 @@ def test_tokens_of_tiles_stand_one_behind_the_other():
     assert family.text_positions(torch.tensor([[7], [8]])).tolist() == [[7], [8]]
 
 
+@torch.no_grad()
+def test_of_joined_tiles_the_first_gives_the_colour_and_all_are_painted():
+    family, prompt = family_of(small_model("llava_onevision").config), seen_by("llava_onevision", make_prompt([(3, 3)]))
+    pixels = prompt.vision["pixel_values"]
+    pixels[0, 1:] = -1.0  # what a canvas is filled up with is no colour of the image
+    painted = family.painted_over(prompt).vision["pixel_values"]
+    assert painted.shape == pixels.shape
+    assert pixels.shape[1] > 1
+    for channel in range(3):
+        colour = sum(pixels[0, 0, channel].flatten().tolist()) / pixels[0, 0, channel].numel()
+        torch.testing.assert_close(painted[0, :, channel], torch.full_like(pixels[0, :, channel], colour))
+
+
 def test_image_tokens_are_those_of_the_mask_whatever_the_ids_are(model, family, prompt):
     features = family.encode_images(model, prompt)
     inputs = family.prompt_inputs(model, prompt, features)
@@ -189,12 +204,14 @@ class _Tokenizer:
 VISION_WORDS = {
     "gemma3": ("<image_soft_token>", "<start_of_image>", "<end_of_image>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "llava_onevision": ("<image>", "<video>"),
     "smolvlm": ("<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<row_1_col_12>"),
 }
 
 
 def test_vision_ids_come_from_the_configuration_and_the_tokenizer(model, family):
-    named, words = (IMAGE_PAD,), VISION_WORDS.get(family.model_type)
+    named = (IMAGE_PAD, VIDEO_PAD) if family.model_type == "llava_onevision" else (IMAGE_PAD,)
+    words = VISION_WORDS.get(family.model_type)
     if words is None:
         named = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
         words = ("<|vision_pad|>", "<|image_pad|>")

@@ -126,8 +126,8 @@ def test_a_disk_that_refuses_is_a_storage_error(hub: HubServer, tmp_path: Path, 
 CONFIGS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "other": (
         {"model_type": "llava"},
-        "'llava' model, which is not supported; expected one of gemma3, internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, "
-        "smolvlm",
+        "'llava' model, which is not supported; expected one of gemma3, internvl, llava_onevision, qwen2_5_vl, "
+        "qwen2_vl, qwen3_vl, smolvlm",
     ),
     "near": ({"model_type": "qwen3_vl_moe"}, "The nearest is qwen3_vl"),
     "none": ({"hidden_size": 8}, "names no model_type"),

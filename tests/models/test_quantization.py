@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 
 from tests.hub.gemma import GEMMA3
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
-from tests.hub.tiled import TILED
+from tests.hub.tiled import INTERNVL3, SMOLVLM2, TILED
 from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.errors import ModelError
 from vgpo_lite.models import load_policy
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vgpo_lite.models.policy import Policy
 
-UNTIED_TILES = TILED
+UNTIED_TILES = (SMOLVLM2, INTERNVL3)
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 

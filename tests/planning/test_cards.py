@@ -16,6 +16,7 @@ from vgpo_lite.planning import Job, PromptSize, fitted, preset_architectures, wa
 SMALL = (
     "internvl3-1b",
     "internvl3-2b",
+    "llava-onevision-0.5b",
     "smolvlm2-256m",
     "smolvlm2-500m",
     "smolvlm2-2.2b",
@@ -23,7 +24,12 @@ SMALL = (
     "qwen3-vl-2b",
 )
 MIDDLE = ("qwen2.5-vl-3b", "qwen3-vl-4b")
-LARGE = ("qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
+LARGE = (
+    "llava-onevision-7b",
+    "qwen2-vl-7b",
+    "qwen2.5-vl-7b",
+    "qwen3-vl-8b",
+)
 PROMISED = {
     "8gb": SMALL,
     "12gb": SMALL + MIDDLE,

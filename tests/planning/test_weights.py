@@ -26,6 +26,8 @@ from vgpo_lite.planning.weights import adapted_linears, adapter_matrices, nf4_by
         ("internvl3-1b", 0.94),
         ("internvl3-2b", 2.09),
         ("internvl3-8b", 7.94),
+        ("llava-onevision-0.5b", 0.89),
+        ("llava-onevision-7b", 8.03),
         ("smolvlm2-256m", 0.26),
         ("smolvlm2-500m", 0.51),
         ("smolvlm2-2.2b", 2.25),
@@ -51,7 +53,17 @@ def test_a_loaded_models_weights_and_adapters_to_the_byte(quantization):
 
 
 @pytest.mark.parametrize(
-    "preset", ["qwen2-vl-2b", "qwen2.5-vl-7b", "qwen3-vl-4b", "smolvlm2-2.2b", "internvl3-1b", "gemma3-4b"]
+    "preset",
+    [
+        "qwen2-vl-2b",
+        "qwen2.5-vl-7b",
+        "qwen3-vl-4b",
+        "smolvlm2-2.2b",
+        "internvl3-1b",
+        "llava-onevision-0.5b",
+        "llava-onevision-7b",
+        "gemma3-4b",
+    ],
 )
 def test_a_presets_parameters_are_those_of_the_model_that_transformers_builds(preset):
     import torch

@@ -71,7 +71,9 @@ def _estimated(outlines: Sequence[Outline], config: RunConfig, model: Architectu
 
 
 def _image_tokens(outline: Outline, config: RunConfig, model: Architecture) -> tuple[int, ...]:
-    vision, data = model.vision, config.data
+    vision, data, images = model.vision, config.data, len(outline.image_sizes)
+    if vision.joins_tiles and images > 1:
+        return (vision.tile_tokens + 1,) * images
     if model.model_type in TILED_TOKENS:
         count = TILED_TOKENS[model.model_type]
         return tuple(

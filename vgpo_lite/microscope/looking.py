@@ -250,7 +250,8 @@ def token_texts(policy: Policy, ids: Sequence[int]) -> tuple[str, ...]:
 def on_cells(maps: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
     """Attention on image tokens as attention on the cells of their images' grids.
 
-    A token that shows several cells gives each its share; what several tokens show adds up.
+    A token that shows several cells gives each its share; what several tokens show adds up. What is on tokens that show
+    no cell is left out: the brightest cell is one of the image.
 
     Args:
         maps: [token, image token].
@@ -260,6 +261,8 @@ def on_cells(maps: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
     for grid in grids:
         drawn = np.zeros((len(maps), grid.rows, grid.columns), dtype=maps.dtype)
         for place, (top, bottom, left, right) in enumerate(grid.areas, start):
+            if top == bottom:
+                continue
             share = maps[:, place] / ((bottom - top) * (right - left))
             drawn[:, top:bottom, left:right] += share[:, None, None]
         start += len(grid.areas)

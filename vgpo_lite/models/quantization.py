@@ -100,8 +100,9 @@ def stored_in_16_bits(folder: Path, family: Family) -> list[str]:
             names.update(file.keys())
     in_4bit = {name.removesuffix(_SCALES) for name in names if name.endswith(_SCALES)}
     plain = {"lm_head"} | {name.removesuffix(".weight") for name in names if name.endswith(".weight")}  # tied: unstored
-    start = re.compile(rf"^.*?(?=({parts})\.)|^.*?(?=layers\.)")
-    return sorted(start.sub("", name, count=1) for name in plain - in_4bit)  # a second match would cut on
+    # Once: where a name begins with the tower's, nothing is in front of it, and `sub` would go on to the second way.
+    lead = re.compile(rf"^.*?(?=({parts})\.)|^.*?(?=layers\.)")
+    return sorted(lead.sub("", name, count=1) for name in plain - in_4bit)
 
 
 def check_precision(model: nn.Module, family: Family, dtype: torch.dtype, *, quantized: bool, stored: bool) -> None:

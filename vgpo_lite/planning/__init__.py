@@ -7,6 +7,7 @@ phase), `prediction` (the whole, with its reserve), `choice` (what is `auto`, ch
 `update` cuts an update into parts; the engine asks it too.
 """
 
+from vgpo_lite.planning.anyres import best_canvas, canvas_fit, joined_map, joined_tokens
 from vgpo_lite.planning.architecture import (
     BEYOND_FLOAT16,
     Architecture,
@@ -17,15 +18,25 @@ from vgpo_lite.planning.architecture import (
 )
 from vgpo_lite.planning.choice import CHOSEN, fitted, ways_out, would_fit
 from vgpo_lite.planning.images import (
-    TILED_TOKENS,
     cropped_tiles,
+    cropped_tokens,
     most_tiles,
+    pooled_tokens,
     resized,
     split_tiles,
+    split_tokens,
     tiles_per_side,
 )
 from vgpo_lite.planning.job import Job, PromptSize
 from vgpo_lite.planning.prediction import CONTEXT_BYTES, memory_plan, wanted_limit
+
+TILED_TOKENS = {
+    "smolvlm": split_tokens,
+    "internvl": cropped_tokens,
+    "llava_onevision": joined_tokens,
+    "gemma3": pooled_tokens,
+}
+"""Image tokens of an image, for the families that cut images into tiles, by `model_type`."""
 
 __all__ = [
     "BEYOND_FLOAT16",
@@ -36,9 +47,12 @@ __all__ = [
     "Job",
     "PromptSize",
     "architecture_of",
+    "best_canvas",
     "beyond_float16",
+    "canvas_fit",
     "cropped_tiles",
     "fitted",
+    "joined_map",
     "memory_plan",
     "most_tiles",
     "preset_architectures",

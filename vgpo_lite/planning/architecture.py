@@ -91,11 +91,19 @@ class Architecture:
         return tables + self.layers * self.layer_parameters + self.hidden + self.vision.parameters
 
 
-_DECODERS = {"smolvlm": "llama", "internvl": "qwen2", "gemma3": "gemma3_text"}
+_DECODERS = {
+    "smolvlm": "llama",
+    "internvl": "qwen2",
+    "llava_onevision": "qwen2",
+    "gemma3": "gemma3_text",
+}
 """The text model's type where a configuration leaves it out."""
 
 _TIED = ("internvl", "gemma3")
 """Whose head is the table of embeddings where a configuration does not say."""
+
+_TIED_BY_TEXT = ("llava_onevision",)
+"""Whose head is that as well where the text's part alone says so: the released configurations say no above it."""
 
 BEYOND_FLOAT16 = frozenset({"gemma3"})
 """Whose states grow larger than float16 can hold, which ends at 65,504: 800,000 were reported of this decoder (unsloth,
@@ -136,7 +144,7 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
             kv_heads=text.get("num_key_value_heads") or heads,
             head_size=text.get("head_dim") or text["hidden_size"] // heads,
             vocabulary=text["vocab_size"],
-            ties_head=bool(config.get("tie_word_embeddings", kind in _TIED or text.get("tie_word_embeddings", False))),
+            ties_head=_ties_head(config),
             projection_bias=bool(text.get("attention_bias", decoder.startswith("qwen2"))),
             norms_heads=decoder.startswith(("qwen3", "gemma3")),
             layer_norms=4 if decoder.startswith("gemma3") else 2,
@@ -155,6 +163,12 @@ def beyond_float16(name: str) -> str:
         f"{name} computes numbers that float16 cannot hold, so it needs a card with bfloat16. On one without, set "
         "dtype=float32 (slower, and what is not quantized takes twice the memory), or choose another model."
     )
+
+
+def _ties_head(config: Mapping[str, Any]) -> bool:
+    kind, by_text = config["model_type"], config.get("text_config", {}).get("tie_word_embeddings", False)
+    above = config.get("tie_word_embeddings", kind in _TIED or by_text)
+    return bool(above or (kind in _TIED_BY_TEXT and by_text))
 
 
 @cache

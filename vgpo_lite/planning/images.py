@@ -127,7 +127,3 @@ def cropped_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pi
 def pooled_tokens(size: tuple[int, int], *, tile: int, tile_tokens: int, max_pixels: int) -> int:
     """Image tokens of an image that Gemma 3 scales to one tile, whatever its size and the budget."""
     return tile_tokens
-
-
-TILED_TOKENS = {"smolvlm": split_tokens, "internvl": cropped_tokens, "gemma3": pooled_tokens}
-"""Image tokens of an image, for the families that cut images into tiles, by `model_type`."""

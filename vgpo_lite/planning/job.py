@@ -88,7 +88,8 @@ class Job:
     @property
     def patches(self) -> int:
         """Patches of the prompt's images."""
-        return self.prompt.image_tokens * self.model.vision.merge**2
+        vision, pixels = self.model.vision, self.config.data.pixel_budget
+        return sum(vision.patches_of(tokens, pixels=pixels) for tokens in self.prompt.images)
 
     @property
     def prompts_at_once(self) -> int:

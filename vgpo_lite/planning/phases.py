@@ -83,9 +83,10 @@ def vision_parts(job: Job) -> dict[str, int]:
     turning = 5 * size * vision.width + (5 + 1) * FLOAT * vision.width
     inside = 2 * size * vision.width + 3 * size * vision.inner
     merging = 2 * size * vision.width + 2 * size * vision.width
+    kept = (vision.depth + 1) * size * vision.width if vision.keeps_states else 0
     return {
         "image features": feature_bytes(job, job.kept_prompts),
-        "vision tower": patches * max(turning, inside, merging),
+        "vision tower": patches * (kept + max(turning, inside, merging)),
         "pixels": patches * vision.patch_numbers * (FLOAT + (size if copies else 0)),
     }
 

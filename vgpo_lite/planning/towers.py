@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vgpo_lite.planning.anyres import CANVAS_SIDE, most_joined_tokens
+from vgpo_lite.planning.images import most_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +57,9 @@ class Vision:
         block_scales: Numbers of a block beside its linear layers and norms.
         connector: Parameters of what turns the last block's patches into tokens.
         tile: Pixels of a tile's side, where images are cut into tiles of one size; 0: they are not.
+        joins_tiles: Whether the tiles of a prompt's only image become one map whose rows end with a token of their own,
+            and each of several images is one tile and such a token.
+        keeps_states: Whether the model holds what goes on between all blocks until the tower is through.
         deepstack: Layers of the language model that get features of their own.
         output: Numbers of an image token.
     """
@@ -73,6 +79,8 @@ class Vision:
     block_scales: int = 0
     connector: int
     tile: int = 0
+    joins_tiles: bool = False
+    keeps_states: bool = False
     deepstack: int = 0
     output: int
 
@@ -97,7 +105,25 @@ class Vision:
 
     def tokens_within(self, pixels: int) -> int:
         """The most tokens of an image under a pixel budget: never fewer than one, or than those of a tile."""
+        if self.joins_tiles:
+            return most_joined_tokens(self.tile_tokens, self._canvas_tiles(pixels))
         return max(pixels // self.token_side**2, self.tile_tokens, 1)
+
+    def patches_of(self, tokens: int, *, pixels: int) -> int:
+        """Patches that the tower sees of an image, padding of its tiles included; no image of so many has more.
+
+        Args:
+            tokens: Of the image.
+            pixels: The pixel budget.
+        """
+        if not self.joins_tiles:
+            return tokens * self.merge**2
+        tiles = 1 if tokens <= self.tile_tokens + 1 else 1 + self._canvas_tiles(pixels)
+        return tiles * self.tile_tokens
+
+    def _canvas_tiles(self, pixels: int) -> int:
+        """The most tiles of a canvas under a pixel budget."""
+        return min(most_tiles(self.tile, max_pixels=pixels), CANVAS_SIDE**2)
 
     @property
     def parameters(self) -> int:
@@ -236,6 +262,15 @@ def _internvl(config: Mapping[str, Any]) -> Vision:
     )
 
 
+def _llava_onevision(config: Mapping[str, Any]) -> Vision:
+    vision, output = config["vision_config"], config["text_config"]["hidden_size"]
+    bias = config.get("multimodal_projector_bias", True)
+    projector = Linear(vision["hidden_size"], output, bias).parameters + Linear(output, output, bias).parameters
+    # What ends a row of tokens is learned too: one token's numbers.
+    tower = _siglip(vision, merge=1, connector=projector + output, output=output, depth=12)
+    return replace(tower, joins_tiles=True, keeps_states=True)
+
+
 def _side(size: int | Sequence[int]) -> int:
     """The side of a square that a configuration gives once or twice."""
     return size if isinstance(size, int) else size[0]
@@ -247,6 +282,7 @@ TOWERS = {
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
     "internvl": _internvl,
+    "llava_onevision": _llava_onevision,
     "gemma3": _gemma3,
 }
 """The tower in a config.json, by its `model_type`."""

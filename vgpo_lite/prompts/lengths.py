@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from vgpo_lite.planning import PromptSize
 from vgpo_lite.prompts.pieces import (
     frame_of,
-    image_tokens,
     layout_of,
     normal_text,
     plain_ids,
+    prompt_image_tokens,
     segment_ids,
     shown_images,
 )
@@ -67,7 +67,7 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
         length = lengths.exact(outline)
         longest = length if longest < length <= data.max_prompt_length else longest
     for _, _, outline in known:
-        shown = tuple(image_tokens(size, processor, data) for size in outline.image_sizes)
+        shown = prompt_image_tokens(outline.image_sizes, processor, data)
         images = max(images, shown, key=sum) if sum(shown) < data.max_prompt_length else images
     return PromptSize(text_tokens=max(longest - sum(images), 0), images=images)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
+from PIL import Image
 
 from vgpo_lite.data_types import IMAGE_MARK
 from vgpo_lite.errors import ModelError
@@ -15,12 +16,12 @@ from vgpo_lite.prompts.showing import showing_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from PIL import Image
     from torch import Tensor
 
     from vgpo_lite.config.schema import DataConfig
+    from vgpo_lite.prompts.grids import Grid
     from vgpo_lite.prompts.processor import Processor
-    from vgpo_lite.prompts.showing import Grid, Shown, Size
+    from vgpo_lite.prompts.showing import Shown, Size
 
 _EDGE = "\u2003"  # a blank that a template which trims texts would take away, and that none writes itself
 _SLOT = re.compile(f"({_EDGE}?)\ue000([0-9]+)\ue001({_EDGE}?)")  # private-use characters: no chat template writes them
@@ -43,7 +44,7 @@ class Frame:
     Attributes:
         segments: One string before, between and behind the texts of the layout.
         leads: What goes in front of each text: a space that the template writes there, which the tokenizer reads with
-            the word behind it.
+            the word behind it, or all white space between an image and the text, which it may read with more of it.
         trims: Whether the template takes blanks away, in front of each text and behind it.
     """
 
@@ -98,8 +99,12 @@ def framed(text: str, processor: Processor) -> tuple[Layout, Frame]:
 def frame_of(layout: Layout, processor: Processor) -> Frame:
     """The model's own text for an arrangement of texts and images.
 
+    A template may show images elsewhere than where their marks stand, such as in front of all text, as long as no text
+    stands between them.
+
     Raises:
-        ModelError: The chat template cannot be rendered, or loses or repeats a part of the turn.
+        ModelError: The chat template cannot be rendered, loses or repeats a part of the turn, or moves images away from
+            a text between them.
     """
     slots = iter(range(len(layout.texts)))
     content = [
@@ -123,10 +128,29 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
             f"the model's chat template makes {len(slots)} texts and {images} images of a turn with "
             f"{len(layout.texts)} texts and {layout.pattern.count('i')} images; a vision model's own template is needed"
         )
-    leads = tuple(" " if segment.endswith(" ") else "" for segment in segments[:-1])
+    order = "t".join("i" * segment.count(placeholder) for segment in segments)
+    if order != layout.pattern and "t" in layout.pattern.strip("t"):
+        raise ModelError(
+            f"a question has text between its {images} images, and the model's chat template moves them away from it: "
+            "no text could tell which of them it speaks of. Write the marks side by side, or use a model whose "
+            "template leaves images in place."
+        )
+    leads = tuple(_lead(segment, placeholder) for segment in segments[:-1])
     bare = (segment.removesuffix(lead) for segment, lead in zip(segments, leads, strict=False))
     trims = tuple((not left, not right) for left, right in zip(pieces[1::4], pieces[3::4], strict=True))
     return Frame((*bare, segments[-1]), leads, trims)
+
+
+def _lead(segment: str, image_token: str) -> str:
+    """What of the model's own text is read with the user's behind it; a special token in front parts it from the rest.
+
+    >>> _lead("user <image>\\n", "<image>"), _lead("User: ", "<image>"), _lead("user\\n", "<image>")
+    ('\\n', ' ', '')
+    """
+    before = segment.rstrip()
+    if before.endswith(image_token):
+        return segment[len(before) :]
+    return " " if segment.endswith(" ") else ""
 
 
 def segment_ids(segments: Sequence[str], shown: Sequence[Shown], processor: Processor) -> list[list[int]]:
@@ -147,15 +171,23 @@ def encoded_images(
     images: Sequence[Image.Image], processor: Processor, data: DataConfig
 ) -> tuple[list[int], Mapping[str, Tensor]]:
     """What the processor makes of the images of one prompt: the ids that it puts in their place, and its tensors."""
+    showing, sizes = showing_of(processor), [(image.height, image.width) for image in images]
+    given = showing.given(sizes, processor, data)
     encoded = processor(
-        images=[list(images)],
-        text=[showing_of(processor).placeholder(processor) * len(images)],
+        images=[[_resized(image, size) for image, size in zip(images, given, strict=True)]],
+        text=[showing.placeholder(processor) * len(images)],
         return_tensors="pt",
         text_kwargs={"add_special_tokens": False, "padding": False},
-        images_kwargs=dict(showing_of(processor).options(processor, data)),
+        images_kwargs=dict(showing.options(processor, data)),
     )
     ids = encoded["input_ids"][0].tolist()
     return ids, {name: values for name, values in encoded.items() if name not in _TEXT_OUTPUTS}
+
+
+def _resized(image: Image.Image, size: Size) -> Image.Image:
+    """An image of that height and width, by the filter that the processors use."""
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def plain_ids(text: str, processor: Processor) -> list[int]:
@@ -191,12 +223,18 @@ def normal_text(text: str, processor: Processor) -> str:
 
 
 def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) -> int:
-    """Tokens that an image of that height and width, in pixels, takes under the pixel budget; never fewer than one.
+    """Tokens that a prompt's only image takes, of height and width in pixels, under the pixel budget; at least one.
 
     Marks that the model writes around and between them are text, and not counted.
     """
-    [shown] = shown_images([size], processor, data)
-    return shown.features(showing_of(processor).token(processor)[0])
+    [tokens] = prompt_image_tokens([size], processor, data)
+    return tokens
+
+
+def prompt_image_tokens(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> tuple[int, ...]:
+    """Tokens of each image of one prompt: some processors show several images otherwise than a lone one."""
+    token, _ = showing_of(processor).token(processor)
+    return tuple(shown.features(token) for shown in shown_images(sizes, processor, data))
 
 
 def image_grids(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:

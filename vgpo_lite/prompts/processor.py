@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -14,6 +14,7 @@ class ImageProcessor(Protocol):
     max_image_size: Mapping[str, int]
     size: Mapping[str, int]
     max_patches: int
+    image_grid_pinpoints: Sequence[Sequence[int]]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of that size, resizing included."""
@@ -49,6 +50,8 @@ class Processor(Protocol):
     image_token_id: int
     image_seq_len: int
     image_seq_length: int
+    num_image_tokens: int
+    vision_aspect_ratio: str
     start_image_token: str
     end_image_token: str
     boi_token: str

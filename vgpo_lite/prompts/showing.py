@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from vgpo_lite.planning import cropped_tiles, most_tiles, resized, split_tiles, tiles_per_side
+from vgpo_lite.planning import (
+    best_canvas,
+    canvas_fit,
+    cropped_tiles,
+    joined_map,
+    most_tiles,
+    resized,
+    split_tiles,
+    tiles_per_side,
+)
+from vgpo_lite.prompts.grids import Grid, cells, joined_grid, squared_grid, tiled_grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,20 +47,6 @@ class Shown(NamedTuple):
         return self.frame.count(image_token) * self.run
 
 
-class Grid(NamedTuple):
-    """Which part of an image each of its tokens shows, on a grid of whole tokens.
-
-    Attributes:
-        rows: Rows of cells.
-        columns: Columns of them.
-        areas: Of each image token the cells it shows: top, bottom (not included), left, right (not included).
-    """
-
-    rows: int
-    columns: int
-    areas: tuple[tuple[int, int, int, int], ...]
-
-
 class Showing(Protocol):
     """The way of one kind of processor."""
 
@@ -60,6 +56,10 @@ class Showing(Protocol):
 
     def token(self, processor: Processor) -> tuple[str, int]:
         """What stands for one feature of an image, as text and as an id."""
+        ...
+
+    def given(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Size]:
+        """The sizes that the images of one prompt are given before the processor sees them; most stay as they are."""
         ...
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -75,8 +75,8 @@ class Showing(Protocol):
         ...
 
 
-class _OneToken:
-    """One token serves for both: the template writes it once, and it is repeated for each feature."""
+class _Usual:
+    """One token that the template writes once, and that is repeated for each feature; images as they are."""
 
     def placeholder(self, processor: Processor) -> str:
         return processor.image_token
@@ -84,8 +84,11 @@ class _OneToken:
     def token(self, processor: Processor) -> tuple[str, int]:
         return processor.image_token, processor.image_token_id
 
+    def given(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Size]:
+        return list(sizes)
 
-class Whole(_OneToken):
+
+class Whole(_Usual):
     """Qwen: the whole image in patches, as many as it is large."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -102,11 +105,11 @@ class Whole(_OneToken):
         grids = []
         for size in sizes:
             rows, columns = (length // side for length in resized(size, side=side, **budget))
-            grids.append(Grid(rows, columns, _cells(rows, columns)))
+            grids.append(Grid(rows, columns, cells(rows, columns)))
         return grids
 
 
-class Split(_OneToken):
+class Split(_Usual):
     """SmolVLM: square tiles row by row, each named, and the whole image as one more tile behind them."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -136,7 +139,7 @@ class Split(_OneToken):
         return [split_tiles(size, tile=tile, longest_edge=longest_edge) for size in sizes]
 
 
-class Cropped(_OneToken):
+class Cropped(_Usual):
     """InternVL: tiles in the arrangement nearest to the image's form, and the whole image as one more behind them."""
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
@@ -158,7 +161,7 @@ class Cropped(_OneToken):
         return [cropped_tiles(size, tile=tile, most=most) for size in sizes]
 
 
-class Pooled:
+class Pooled(_Usual):
     """Gemma 3: the whole image, whatever its form, as one square of as many tokens as every other."""
 
     def placeholder(self, processor: Processor) -> str:
@@ -179,32 +182,58 @@ class Pooled:
         return [tiled_grid(0, 0, math.isqrt(processor.image_seq_length))] * len(sizes)
 
 
-def tiled_grid(rows: int, columns: int, side: int) -> Grid:
-    """Tiles of `side` x `side` tokens row by row, then the whole image as one more; that one alone where rows are none.
+class Joined(_Usual):
+    """LLaVA-OneVision: a lone image whole, then as one map, each row of which ends with a token of its own.
 
-    >>> tiled_grid(1, 2, 1)
-    Grid(rows=1, columns=2, areas=((0, 1, 0, 1), (0, 1, 1, 2), (0, 1, 0, 2)))
-    >>> tiled_grid(0, 0, 1)
-    Grid(rows=1, columns=1, areas=((0, 1, 0, 1),))
+    Each of several images is whole, squared, and ends with such a token. Model and processor both choose an image's
+    canvas by the image's size, from a list of their own: so the image itself is made to fit the pixel budget.
     """
-    height, width = max(rows, 1), max(columns, 1)
-    tiles = [
-        (top + row * side, bottom + row * side, left + column * side, right + column * side)
-        for row in range(rows)
-        for column in range(columns)
-        for top, bottom, left, right in _cells(side, side)
-    ]
-    whole = [
-        (top * height, bottom * height, left * width, right * width) for top, bottom, left, right in _cells(side, side)
-    ]
-    return Grid(height * side, width * side, (*tiles, *whole))
+
+    def given(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Size]:
+        if len(sizes) > 1:
+            return list(sizes)
+        images = processor.image_processor
+        canvases, tile = images.image_grid_pinpoints, images.size["height"]
+        return [canvas_fit(size, canvases=canvases, tile=tile, max_pixels=data.pixel_budget) for size in sizes]
+
+    def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
+        return {}
+
+    def shown(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
+        token, whole = processor.image_token, processor.num_image_tokens
+        if len(sizes) > 1:
+            return [Shown(token, whole + 1)] * len(sizes)
+        maps = self._maps(sizes, processor, data)
+        return [Shown(token, whole + rows * (columns + 1)) for rows, columns in maps]
+
+    def grids(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
+        side = math.isqrt(processor.num_image_tokens)
+        if len(sizes) > 1:
+            return [squared_grid(size, side) for size in sizes]
+        return [joined_grid(rows, columns, side) for rows, columns in self._maps(sizes, processor, data)]
+
+    def _maps(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Size]:
+        """Rows and columns of each image's map."""
+        images, side = processor.image_processor, math.isqrt(processor.num_image_tokens)
+        most = int(processor.vision_aspect_ratio.removeprefix("anyres_max_"))
+        return [
+            joined_map(
+                size,
+                best_canvas(size, images.image_grid_pinpoints),
+                tile=images.size["height"],
+                side=side,
+                most=most,
+            )
+            for size in self.given(sizes, processor, data)
+        ]
 
 
-def _cells(rows: int, columns: int) -> tuple[tuple[int, int, int, int], ...]:
-    return tuple((row, row + 1, column, column + 1) for row in range(rows) for column in range(columns))
-
-
-_WAYS: dict[str, Showing] = {"SmolVLMProcessor": Split(), "InternVLProcessor": Cropped(), "Gemma3Processor": Pooled()}
+_WAYS: dict[str, Showing] = {
+    "SmolVLMProcessor": Split(),
+    "InternVLProcessor": Cropped(),
+    "LlavaOnevisionProcessor": Joined(),
+    "Gemma3Processor": Pooled(),
+}
 
 
 def showing_of(processor: Processor) -> Showing:

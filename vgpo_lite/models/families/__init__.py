@@ -8,6 +8,7 @@ from vgpo_lite.errors import ModelError
 from vgpo_lite.models.families.base import Family, PromptInputs, VisionFeatures
 from vgpo_lite.models.families.gemma3 import GEMMA3
 from vgpo_lite.models.families.internvl import INTERNVL
+from vgpo_lite.models.families.llava_onevision import LLAVA_ONEVISION
 from vgpo_lite.models.families.qwen2_5_vl import QWEN2_5_VL
 from vgpo_lite.models.families.qwen2_vl import QWEN2_VL
 from vgpo_lite.models.families.qwen3_vl import QWEN3_VL
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, SMOLVLM, INTERNVL, GEMMA3)
+    family.model_type: family
+    for family in (
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
+        SMOLVLM,
+        INTERNVL,
+        LLAVA_ONEVISION,
+        GEMMA3,
+    )
 }
 
 __all__ = ["FAMILIES", "Family", "PromptInputs", "VisionFeatures", "family_of"]
