@@ -24,21 +24,25 @@
 # %%
 MODEL = "qwen2-vl-2b"
 
+# %% [markdown]
+# Install the released package, or a wheel of your own (`python -m build --wheel` in a checkout) that lies beside this
+# notebook.
+
 # %%
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 if importlib.util.find_spec("vgpo_lite") is None:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "vgpo-lite"])
+    wheels = sorted(map(str, Path().glob("vgpo_lite-*.whl")))
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *(wheels[-1:] or ["vgpo-lite"])])
 
 # %% [markdown]
 # Everything below follows from the model: the data it is trained on, how long, and where the run writes. On Colab the run
 # goes to your Drive, so that a disconnect costs nothing.
 
 # %%
-from pathlib import Path
-
 DATASET, STEPS, ROWS = ("shapes", 8, 40) if MODEL == "tiny" else ("geo3k", 60, 60)
 HOME = Path("runs")
 if "google.colab" in sys.modules:
