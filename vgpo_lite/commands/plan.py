@@ -68,13 +68,14 @@ def plan(
     """
     from vgpo_lite.commands.planned import described_size, known_model, size_in_data
     from vgpo_lite.config.load import resolve
-    from vgpo_lite.planning import Job, fitted, memory_plan, wanted_limit
+    from vgpo_lite.planning import Job, check_format, fitted, memory_plan, wanted_limit
 
     if prompt_tokens is not None and pixels is None:
         raise ConfigError("--prompt-tokens is given without --pixels; give both, or a --dataset.")
     flags = {"model": model, "dataset": dataset, "memory": {"gpu_memory": gpu_memory}}
     config = resolve(recipe=recipe, gpu=gpu, overrides=overrides or (), flags=flags, flag_style="--")
     architecture = known_model(config)
+    check_format(architecture.model_type, config.dtype, config.model)
     if pixels is None:
         largest, notes = size_in_data(config, architecture)
     else:

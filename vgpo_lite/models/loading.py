@@ -19,7 +19,7 @@ from vgpo_lite.models.hub import ModelFiles, model_files
 from vgpo_lite.models.lora import add_adapters, continue_adapters, find_adapter
 from vgpo_lite.models.policy import Policy
 from vgpo_lite.models.quantization import check_precision, stored_in_16_bits, stored_quantization
-from vgpo_lite.planning import BEYOND_FLOAT16, beyond_float16
+from vgpo_lite.planning import check_format
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -94,8 +94,7 @@ def load_base(
     quantization = _wanted_quantization(files, config.quantization)
     settings = model_settings(files, trust_remote_code=config.trust_remote_code)
     family = family_of(settings)
-    if dtype == torch.float16 and family.model_type in BEYOND_FLOAT16:
-        raise HardwareError(beyond_float16(files.model_id))
+    check_format(family.model_type, str(dtype).removeprefix("torch."), files.model_id)
     settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
         settings.quantization_config |= {

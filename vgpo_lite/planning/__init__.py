@@ -12,7 +12,7 @@ from vgpo_lite.planning.architecture import (
     BEYOND_FLOAT16,
     Architecture,
     architecture_of,
-    beyond_float16,
+    check_format,
     preset_architectures,
     read_json,
 )
@@ -48,8 +48,8 @@ __all__ = [
     "PromptSize",
     "architecture_of",
     "best_canvas",
-    "beyond_float16",
     "canvas_fit",
+    "check_format",
     "cropped_tiles",
     "fitted",
     "joined_map",

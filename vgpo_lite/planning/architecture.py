@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgpo_lite.errors import ModelError
+from vgpo_lite.errors import HardwareError, ModelError
 from vgpo_lite.planning.towers import TOWERS, Linear, Vision
 
 if TYPE_CHECKING:
@@ -157,12 +157,22 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
         ) from error
 
 
-def beyond_float16(name: str) -> str:
-    """What to tell who would run such a model in float16."""
-    return (
-        f"{name} computes numbers that float16 cannot hold, so it needs a card with bfloat16. On one without, set "
-        "dtype=float32 (slower, and what is not quantized takes twice the memory), or choose another model."
-    )
+def check_format(model_type: str, dtype: str, name: str) -> None:
+    """See that a model can be computed with in a format.
+
+    Args:
+        model_type: As config.json names it.
+        dtype: `bfloat16`, `float16`, `float32`, or `auto`, which is not known yet.
+        name: How messages call the model.
+
+    Raises:
+        HardwareError: Its states grow larger than float16 can hold, which is asked for.
+    """
+    if dtype == "float16" and model_type in BEYOND_FLOAT16:
+        raise HardwareError(
+            f"{name} computes numbers that float16 cannot hold, so it needs a card with bfloat16. On one without, set "
+            "dtype=float32 (slower, and what is not quantized takes twice the memory), or choose another model."
+        )
 
 
 def _ties_head(config: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import HardwareError
-from vgpo_lite.planning.architecture import BEYOND_FLOAT16, beyond_float16, preset_architectures
+from vgpo_lite.planning.architecture import BEYOND_FLOAT16, check_format, preset_architectures
 from vgpo_lite.planning.prediction import memory_plan
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def fitted(job: Job, *, limit_bytes: int | None) -> tuple[RunConfig, MemoryPlan]
         HardwareError: Nothing that is `auto` makes it fit; the message names settings that would. Or the model cannot
             be computed with in the format that is asked for.
     """
-    if _beyond_format(job):
-        raise HardwareError(beyond_float16(job.config.model))
+    check_format(job.model.model_type, job.config.dtype, job.config.model)
     fit, plan = _shrunk(job, limit_bytes)
     if not plan.fits:
         raise HardwareError(_refusal(job, plan))
@@ -231,13 +230,9 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _fits(job: Job, changes: list[Change], limit_bytes: int) -> bool:
-    if _beyond_format(job):
+    if job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16:
         return False
     return _shrunk(job.with_config(changed(job.config, changes)), limit_bytes)[1].fits
-
-
-def _beyond_format(job: Job) -> bool:
-    return job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16
 
 
 def changed(config: RunConfig, changes: list[Change]) -> RunConfig:
