@@ -182,3 +182,17 @@ def test_a_run_tells_each_phase_of_each_step(tmp_path: Path) -> None:
     again = steps_of(tmp_path / "twice")
     assert phases_of(again[0])[0] == usual | {"checking"}
     assert phases_of(again[1])[0] == {"updating"}  # on what the first step sampled and saw
+
+
+@pytest.mark.gpu
+def test_each_phase_on_a_gpu_has_the_peak_of_its_own_tensors() -> None:
+    device = torch.device("cuda", 0)
+    torch.ones(MEGABYTE, device=device)
+    costs = Costs(device)
+    with costs.phase("sampling"):
+        torch.ones(50 * MEGABYTE, device=device)
+    with costs.phase("updating"):
+        torch.ones(5 * MEGABYTE, device=device)
+    told = costs.end_step()
+    assert told["memory/sampling_peak_bytes"] - told["memory/updating_peak_bytes"] == pytest.approx(180e6, rel=0.05)
+    assert costs.highest_bytes == told["memory/peak_bytes"] >= 200e6
