@@ -78,7 +78,7 @@ def measured_run(job: dict[str, Any], output: Path) -> dict[str, Any]:
             **(means(metrics) if metrics else {}),
             "processor_seconds_per_step": round(seconds / max(1, run.progress.step), 4),
             "processor_seconds": round(time.process_time() - begun, 1),
-            "peak_bytes_of_process": peak_of_process(),
+            "peak_bytes_of_process": run.costs.highest_bytes,
         }
 
 
@@ -151,12 +151,6 @@ def means(metrics: list[dict[str, float]]) -> dict[str, float]:
         "reward": "reward/mean",
     }
     return {ours: round(sum(step[theirs] for step in metrics) / len(metrics), 4) for ours, theirs in wanted.items()}
-
-
-def peak_of_process() -> int:
-    """Largest resident memory of this process so far, in bytes (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 if __name__ == "__main__":

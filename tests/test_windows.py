@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vgpo_lite.data_types import GroupRewards, GroupSignals, Prompt, RolloutGroup, Sample
-from vgpo_lite.metrics import Tally, rollout_metrics
+from vgpo_lite.metrics import Tally, focus_counts, rollout_metrics
 from vgpo_lite.ordering import PromptOrder
 from vgpo_lite.windows import ScoredGroup, Window, restored_window, window_tensors
 
@@ -107,7 +107,7 @@ def test_early_and_late_focus_are_the_two_halves_of_each_completion() -> None:
     focus = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, torch.nan]])
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     tally = Tally()
-    tally.add_focus(focus, mask)
+    tally.add(focus_counts(focus, mask))
     means = tally.means()
     assert means["focus/mean"] == pytest.approx(2.8 / 7)
     assert means["focus/early"] == pytest.approx((0.1 + 0.2 + 0.5) / 3)

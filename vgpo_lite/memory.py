@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -12,29 +13,55 @@ import psutil
 import torch
 
 _SMALL_MODEL = 50_000_000  # parameters; a matrix product of a smaller model takes less than starting a second thread
+_PROCESS = Path("/proc/self")
+_VM_HWM = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Highest memory in use so far.
+    """Highest memory in use since a peak was begun with `begin_peak`, or since the process started.
 
-    On a GPU: bytes the allocator held for tensors since the last `start_peak`. On a CPU: the highest resident size of
-    the whole process since it started, which the system does not let anyone reset.
+    On a GPU: bytes the allocator held for tensors. On a CPU: the resident size of the whole process.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT_BYTES
+    resident = _highest_resident_bytes()
+    if resident is None:
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT_BYTES
+    return resident
+
+
+def begin_peak(device: torch.device) -> bool:
+    """Begin a new peak, for the whole process and whoever else reads its counter.
+
+    Returns:
+        Whether that could be done; otherwise the old one stays: on a CPU only Linux lets a process do it, and not
+        every sandbox that stands in for it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if _highest_resident_bytes() is None:
+        return False
+    try:
+        (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): VmHWM begins anew at what is resident now
+    except OSError:
+        return False
+    return True
+
+
+def _highest_resident_bytes() -> int | None:
+    """Linux's own high-water mark; None elsewhere. getrusage also counts what ran before an exec: a launcher."""
+    try:
+        found = _VM_HWM.search((_PROCESS / "status").read_bytes())
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
 
 
 def counts_process(device: torch.device) -> bool:
     """Whether `peak_bytes` counts the whole process, and not tensors alone."""
     return device.type != "cuda"
-
-
-def start_peak(device: torch.device) -> None:
-    """Begin a new peak on a GPU; on a CPU the process's own high-water mark stays."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_limit(device: torch.device, wanted_bytes: int | None) -> int | None:

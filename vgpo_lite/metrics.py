@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vgpo_lite.memory import peak_bytes
 from vgpo_lite.processes import Told, team
 
 if TYPE_CHECKING:
@@ -37,17 +36,6 @@ class Tally:
             self._sums[name] = self._sums.get(name, 0.0) + total
             self._counts[name] = self._counts.get(name, 0.0) + count
 
-    def add_focus(
-        self, focus: Float[Tensor, "group token"] | None, completion_mask: Bool[Tensor, "group token"]
-    ) -> None:
-        """Add a group's focus: all of it, and that of the first and the second half of each completion."""
-        if focus is None:
-            return
-        place = torch.arange(1, completion_mask.shape[-1] + 1, device=completion_mask.device)
-        late = completion_mask & (2 * place > completion_mask.sum(-1, keepdim=True))
-        for name, where in (("mean", completion_mask), ("early", completion_mask & ~late), ("late", late)):
-            self.add({f"focus/{name}": (float(focus[where].sum()), float(where.sum()))})
-
     def over_processes(self) -> Tally:
         """The sums and counts of all processes of the run together, the same in each."""
         pairs = {name: (total, self._counts[name]) for name, total in self._sums.items()}
@@ -59,6 +47,18 @@ class Tally:
     def means(self) -> dict[str, float]:
         """Every sum over its count; a metric that counted nothing is left out."""
         return {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name] > 0}
+
+
+def focus_counts(
+    focus: Float[Tensor, "group token"] | None, completion_mask: Bool[Tensor, "group token"]
+) -> dict[str, tuple[float, float]]:
+    """A group's focus: all of it, and that of the first and the second half of each completion."""
+    if focus is None:
+        return {}
+    place = torch.arange(1, completion_mask.shape[-1] + 1, device=completion_mask.device)
+    late = completion_mask & (2 * place > completion_mask.sum(-1, keepdim=True))
+    parts = {"mean": completion_mask, "early": completion_mask & ~late, "late": late}
+    return {f"focus/{name}": (float(focus[where].sum()), float(where.sum())) for name, where in parts.items()}
 
 
 def rollout_metrics(sampled: Sequence[ScoredGroup], *, trained: int) -> dict[str, float]:
@@ -83,16 +83,6 @@ def rollout_metrics(sampled: Sequence[ScoredGroup], *, trained: int) -> dict[str
         if math.isfinite(mean):
             metrics[f"reward/{name}"] = mean
     return metrics
-
-
-def step_costs(rollout_seconds: float, update_seconds: float, device: torch.device) -> dict[str, float]:
-    """What a step took, in seconds and bytes."""
-    return {
-        "time/rollout_seconds": rollout_seconds,
-        "time/update_seconds": update_seconds,
-        "time/step_seconds": rollout_seconds + update_seconds,
-        "memory/peak_bytes": float(peak_bytes(device)),
-    }
 
 
 def sizes_in_use(engine: PatientEngine, config: RunConfig) -> dict[str, float]:

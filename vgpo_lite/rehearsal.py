@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.errors import DataError
-from vgpo_lite.memory import peak_bytes
 from vgpo_lite.prompts import longest_prompts
 from vgpo_lite.terms import objective_of
 
@@ -45,7 +44,7 @@ def rehearse(run: Run) -> None:
         for parameter in policy.adapters().values():
             parameter.grad = None
         run.bench.engine.forget()
-    config, seconds, peak = run.config, time.perf_counter() - started, peak_bytes(policy.device)
+    config, seconds, peak = run.config, time.perf_counter() - started, run.costs.highest_bytes
     tokens = prompt.input_ids.shape[0]
     run.recorder.event(
         "rehearsed",

@@ -20,7 +20,7 @@ from vgpo_lite.config.schema import RunConfig
 from vgpo_lite.config.settings import settings
 from vgpo_lite.config.writing import flat_values
 from vgpo_lite.datasets import open_rows
-from vgpo_lite.engine import make_engine
+from vgpo_lite.engine import Look, make_engine
 from vgpo_lite.engine.optimizer import unscaled_norm
 from vgpo_lite.errors import CheckpointError, ConfigError, DataError
 from vgpo_lite.journal import image_hash, read_adapter, read_page
@@ -119,7 +119,9 @@ def replay_step(run: Path, step: int, *, overrides: Sequence[str] = (), listener
         tally = Tally()
         for index in range(len(window.useful)):
             listener.progressed("replay", index, len(window.useful))
-            learn(engine, window, index, tally, config=config, loss_scale=page.loss_scale)
+            look = Look(group=window.useful[index].group, signals=window.signals[index])
+            _, counts = learn(engine, window, index, look, config=config, loss_scale=page.loss_scale)
+            tally.add(counts)
     gradients = [parameter.grad for parameter in policy.adapters().values() if parameter.grad is not None]
     grad_norm = float(unscaled_norm(gradients, loss_scale=page.loss_scale)) if gradients else 0.0
     return Replay(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vgpo_lite.card import adapter_card, adapter_companions, training_record
 from vgpo_lite.checkpoint import Checkpoint, checkpoint_folder, checkpoints, generator_states, save_checkpoint
+from vgpo_lite.costs import Costs
 from vgpo_lite.errors import DataError, NonFiniteError, NothingLearnedError
 from vgpo_lite.evaluation import measured_accuracy
 from vgpo_lite.identity import identity
 from vgpo_lite.invariants import AdaptersMoved
 from vgpo_lite.listening import RunSummary
-from vgpo_lite.memory import counts_process, peak_bytes
+from vgpo_lite.memory import counts_process
 from vgpo_lite.models.lora import adapter_state, place_adapter
 from vgpo_lite.processes import team
 from vgpo_lite.progress import Progress
@@ -70,6 +71,7 @@ class Run:
     pending: Window | None = None
     first_step: int = 1
     adapters_moved: AdaptersMoved = field(init=False)
+    costs: Costs = field(init=False)
     step_seconds: list[float] = field(default_factory=list)
     damaged_rows: set[int] = field(default_factory=set)
     is_checked: bool = False
@@ -80,6 +82,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.adapters_moved = AdaptersMoved(self.bench.policy)
+        self.costs = Costs(self.bench.policy.device)
 
     @property
     def config(self) -> RunConfig:
@@ -253,7 +256,7 @@ class Run:
             before=self.progress.before,
             after=after,
             seconds=time.monotonic() - self.started,
-            peak_bytes=peak_bytes(self.bench.policy.device),
+            peak_bytes=self.costs.highest_bytes,
             peak_is_of_process=counts_process(self.bench.policy.device),
             predicted_peak_bytes=self.bench.memory.peak_bytes,
         )

@@ -88,7 +88,6 @@ class Window:
         metrics: What was sampled and earned, over every sampled group.
         draws: Prompts drawn by the run up to and including this window.
         updates: Optimizer steps taken on it so far.
-        rollout_seconds: Time that sampling and grading took.
     """
 
     sampled: Sequence[ScoredGroup]
@@ -97,7 +96,6 @@ class Window:
     metrics: Mapping[str, float]
     draws: int
     updates: int = 0
-    rollout_seconds: float = 0.0
 
     @property
     def shows_images(self) -> bool:

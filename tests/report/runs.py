@@ -27,9 +27,15 @@ def metrics_of(step: int) -> dict[str, float | None]:
         "policy/clip_low_share": 0.0,
         "policy/clip_high_share": 0.01,
         "policy/grad_norm": 0.02 * step,
-        "time/rollout_seconds": 3.0,
-        "time/update_seconds": 2.0,
+        "time/sampling_seconds": 2.75,
+        "time/grading_seconds": 0.25,
+        "time/looking_seconds": 0.5,
+        "time/updating_seconds": 1.5,
         "time/step_seconds": 5.0,
+        "memory/sampling_peak_bytes": 900_000_000.0 + step,
+        "memory/grading_peak_bytes": 600_000_000.0,
+        "memory/looking_peak_bytes": 800_000_000.0,
+        "memory/updating_peak_bytes": 1_000_000_000.0,
         "memory/peak_bytes": 1_000_000_000.0 + step,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from tests.commands.conftest import Outcome
 from tests.commands.conftest import cli as cli  # a fixture
 from tests.report.runs import BEFORE, make_run, recorded
 from tests.report.test_report import Page
-from vgpo_lite.report.charts import charts_of
-from vgpo_lite.report.comparing import write_comparison
+from vgpo_lite.report.charts import Curve, charts_of
+from vgpo_lite.report.comparing import _line, write_comparison
 from vgpo_lite.report.records import read_run
-from vgpo_lite.report.seeds import _T_95, curves_over_seeds, grouped, over_seeds
+from vgpo_lite.report.seeds import _T_95, curves_over_seeds, differing_rows, grouped, over_seeds
 from vgpo_lite.report.smoothing import running_median
 
 RIGHT = {"vgpo": (15, 16, 19), "grpo": (10, 12, 12)}
@@ -53,7 +54,7 @@ def test_labels_fall_back_on_names_where_settings_say_too_much_or_nothing(tmp_pa
     assert [group.label for group in grouped(runs)] == ["plain, again", "many", "bare"]
 
 
-def test_the_table_has_the_median_and_the_t_interval_of_the_seeds(
+def test_the_table_has_the_mean_and_the_t_interval_of_the_seeds(
     six: list[Path], tmp_path: Path, one_chart: None
 ) -> None:
     titles, vgpo, grpo = write_comparison(six, tmp_path / "all.html")
@@ -62,13 +63,14 @@ def test_the_table_has_the_median_and_the_t_interval_of_the_seeds(
     # mean 83.33 %, standard deviation 10.41 points, so 4.303 x 10.41 / sqrt(3) = 25.86 points either way
     half = 4.303 * statistics.stdev(shares) / math.sqrt(3)
     assert half == pytest.approx(0.2586, abs=1e-4)
-    assert told["after, %"] == "80.0 [57.5 to 100.0]"
-    assert told["before, %"] == "40.0 [40.0 to 40.0]"
-    assert told["change, points"] == f"+40.0 [{100 * (0.8333 - half - 0.4):+.1f} to {100 * (0.8333 + half - 0.4):+.1f}]"
+    assert told["after, %"] == "83.3 [57.5 to 100.0]"
+    assert told["before, %"] == "40.0 [21.9 to 61.3]"  # of the one measurement that all three made: Wilson's
+    assert told["change, points"] == f"+43.3 [{100 * (0.8333 - half - 0.4):+.1f} to {100 * (0.8333 + half - 0.4):+.1f}]"
     assert (told["seeds"], told["steps"], told["time"]) == ("3", "6", "30.0 s")
     rows = Page((tmp_path / "all.html").read_text()).rows
     assert rows[:3] == [list(titles), list(vgpo), list(grpo)]
     assert ["advantage", "vgpo", "grpo"] in rows
+    assert ["seed", "0, 1, 2", "0, 1, 2"] in rows
     assert [path.name for path in (tmp_path / "all-plots").iterdir()] == ["reward.png"]
 
 
@@ -80,6 +82,64 @@ def test_a_single_run_has_the_interval_of_its_answers_and_no_other(tmp_path: Pat
     assert told["change, points"] == "+35.0"
     assert dict(zip(titles, second, strict=True))["after, %"] == "-"
     assert second[2] == "3"
+
+
+def test_what_lies_in_brackets_holds_what_stands_before_them(tmp_path: Path, one_chart: None) -> None:
+    rights = (20, 20, 20, 20, 2)  # median 20, but mean 16.4, deviation 8.05, half width 2.776 x 8.05 / sqrt(5) = 10
+    folders = [
+        make_run(
+            tmp_path / f"{seed}",
+            seed=seed,
+            accuracies={
+                "before": {"right": 8 + seed, "total": 20, "low": 0.1, "high": 0.9},
+                "after": {"right": right, "total": 20, "low": 0.1, "high": 0.9},
+            },
+        )
+        for seed, right in enumerate(rights)
+    ]
+    titles, row = write_comparison(folders, tmp_path / "page.html")
+    told = dict(zip(titles, row, strict=True))
+    assert told["after, %"] == "82.0 [32.0 to 100.0]"
+    for name in ("before, %", "after, %", "change, points"):
+        value, low, high = (float(number) for number in re.findall(r"[-+]?\d+\.\d", told[name]))
+        assert low < value < high
+
+
+def test_seeds_that_are_all_alike_are_no_sign_of_certainty(tmp_path: Path, one_chart: None) -> None:
+    folders = [make_run(tmp_path / f"{seed}", seed=seed) for seed in (3, 5)]
+    titles, row = write_comparison(folders, tmp_path / "page.html")
+    told = dict(zip(titles, row, strict=True))
+    assert told["after, %"] == "75.0 [53.1 to 88.8]"
+    assert told["change, points"] == "+35.0"
+    assert told["last reward"] == "0.460"
+    assert ["seed", "3, 5"] in Page((tmp_path / "page.html").read_text()).rows
+
+
+def test_what_differs_names_the_seed_where_single_runs_differ_in_it_too(tmp_path: Path, one_chart: None) -> None:
+    runs = [make_run(tmp_path / "a", seed=7), make_run(tmp_path / "b", seed=1234, advantage="grpo")]
+    write_comparison(runs, tmp_path / "page.html")
+    rows = Page((tmp_path / "page.html").read_text()).rows
+    assert ["advantage", "vgpo", "grpo"] in rows
+    assert ["seed", "7", "1,234"] in rows
+    alike = [read_run(runs[0]), read_run(make_run(tmp_path / "c", seed=7, advantage="grpo"))]
+    assert [row[0] for row in differing_rows(grouped(alike))] == ["advantage"]
+
+
+def test_the_line_of_several_seeds_is_their_mean_within_the_smallest_and_the_largest(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / f"{seed}", steps=2, seed=seed, changes={step: {"reward/mean": reward} for step in (1, 2)})
+        for seed, reward in enumerate((0.0, 0.1, 0.8))
+    ]
+    (group,) = grouped([read_run(folder) for folder in folders])
+    line = _line(group, Curve(metric="reward/mean", label="all", scale=100), 0, None, is_dashed=False)
+    assert list(line.values) == pytest.approx([30.0, 30.0])
+    assert (list(line.low), list(line.high)) == ([0.0, 0.0], [80.0, 80.0])
+
+
+def test_runs_side_by_side_show_whole_steps_and_the_highest_memory(six: list[Path]) -> None:
+    charts = {chart.name: chart for chart in charts_of([read_run(folder) for folder in six])}
+    assert [curve.metric for curve in charts["time"].curves] == ["time/step_seconds"]
+    assert [curve.metric for curve in charts["memory"].curves] == ["memory/peak_bytes"]
 
 
 def test_quantiles_of_student_s_t_are_those_of_its_density() -> None:
@@ -122,7 +182,7 @@ def test_the_command_prints_the_table_and_names_what_is_wrong(
 ) -> None:
     shown = cli("compare", *(folder.name for folder in six), "-o", "seeds.html")
     assert shown.code == 0, shown.err
-    assert "95 % interval of their mean by Student's t" in shown.out
+    assert "the mean over seeds, and in brackets its 95 % interval by Student's t" in shown.out
     assert shown.out.splitlines()[1].startswith("advantage vgpo  3")
     assert shown.out.endswith("seeds.html written, pictures in seeds-plots\n")
     alone = cli("compare", "vgpo-0")

@@ -21,6 +21,7 @@ from vgpo_lite.failpoints import armed
 from vgpo_lite.listening import SilentListener
 from vgpo_lite.report import draw_report, refresh_report
 from vgpo_lite.report.charts import charts_of
+from vgpo_lite.report.drawing import Line, draw
 from vgpo_lite.report.facts import shown
 from vgpo_lite.report.records import read_run
 from vgpo_lite.report.smoothing import DRAWN_POINTS, drawn_places, running_median
@@ -257,6 +258,34 @@ def test_a_running_median_is_a_plain_loop_and_passes_over_what_is_missing() -> N
     assert running_median(values).tolist() == expected
     assert np.isnan(running_median([float("nan")])).all()
     assert running_median([]).tolist() == []
+
+
+def test_memory_and_time_are_drawn_by_phase_and_whole_where_no_phase_is_told(tmp_path: Path) -> None:
+    phases = ["sampling", "grading", "looking", "updating"]
+    run = make_run(tmp_path / "run", memory={"gpu_memory": 8.0})
+    charts = {chart.name: chart for chart in charts_of([read_run(run)])}
+    assert [curve.label for curve in charts["time"].curves] == phases
+    assert [curve.metric for curve in charts["time"].curves] == [f"time/{name}_seconds" for name in phases]
+    assert [curve.metric for curve in charts["memory"].curves] == [f"memory/{name}_peak_bytes" for name in phases]
+    assert charts["memory"].limit is None  # the whole process is no measure of what tensors may take
+    on_gpu = (run / "events.jsonl").read_text().replace("CPU, 1 thread", "NVIDIA T4, 15.6 GB")
+    (run / "events.jsonl").write_text(on_gpu)
+    record = read_run(run)
+    limit = {chart.name: chart for chart in charts_of([record])}["memory"].limit
+    assert limit is not None
+    assert record.settings[limit] == 8.0
+    untold = {name for name in metrics_of(1) if name.endswith(tuple(f"{phase}_peak_bytes" for phase in phases))}
+    nowhere = make_run(tmp_path / "mac", changes=dict.fromkeys(range(1, 7), dict.fromkeys(untold)))
+    charts = {chart.name: chart for chart in charts_of([read_run(nowhere)])}
+    assert [curve.metric for curve in charts["memory"].curves] == ["memory/peak_bytes"]
+    assert [curve.label for curve in charts["time"].curves] == phases
+
+
+def test_a_line_behind_a_legend_does_not_strike_through_it(tmp_path: Path) -> None:
+    chart = next(chart for chart in charts_of([read_run(make_run(tmp_path / "run"))]) if chart.name == "gradient")
+    lines = [Line(label=name, colour=place, steps=(1, 2), values=(1.0, 2.0)) for place, name in enumerate("ab")]
+    svg = draw(chart, lines, limit=1.0).svg
+    assert svg.index("stroke-dasharray") < svg.index("fill: var(--card)") < svg.index(">a</text>")
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:

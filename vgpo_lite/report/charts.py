@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from vgpo_lite.report.records import RunRecord
 
 GIGABYTE = 1e9
+PHASES = ("sampling", "grading", "looking", "updating")
+"""Those of every step; the check of the first group is one of the first step alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,25 +166,48 @@ def charts_of(runs: list[RunRecord]) -> tuple[Chart, ...]:
             reading="How far the policy has moved from the model without the adapter.",
             curves=(Curve(metric="policy/kl", label="KL"),),
         ),
-        Chart(
-            name="memory",
-            title="Memory",
-            axis="highest so far, GB",
-            reading="On a GPU what tensors held at most, on a CPU the whole process. It should be flat after the first "
-            "steps.",
-            curves=(Curve(metric="memory/peak_bytes", label="peak", scale=1 / GIGABYTE),),
-        ),
-        Chart(
-            name="time",
-            title="Time per step",
-            axis="seconds",
-            reading="Sampling and grading completions, and learning from them. Sampling grows with length.",
-            curves=(
-                Curve(metric="time/rollout_seconds", label="sampling"),
-                Curve(metric="time/update_seconds", label="learning"),
-            ),
-        ),
+        *_cost_charts(runs),
     )
     return tuple(
         chart for chart in wanted if chart.recorded(runs) or (chart.accuracies and any(run.accuracies for run in runs))
     )
+
+
+def _cost_charts(runs: list[RunRecord]) -> tuple[Chart, Chart]:
+    """Memory and time of a run by phase; of several runs, or of one that tells no phases, as a whole."""
+    alone = runs[0].metrics if len(runs) == 1 else {}
+    peaks = _by_phase("memory/{}_peak_bytes", alone, scale=1 / GIGABYTE)
+    seconds = _by_phase("time/{}_seconds", alone)
+    on_gpu = not any(str(run.facts.get("device", "CPU")).startswith("CPU") for run in runs)
+    tensors, process = "What tensors held at most", "The whole process at its highest, libraries and data included"
+    memory = Chart(
+        name="memory",
+        title="Memory by phase" if peaks else "Memory",
+        axis="highest in the phase, GB" if peaks else "highest so far, GB",
+        reading=f"{tensors if on_gpu else process}. It should be flat after the first steps, but for what the length "
+        "of completions asks for. "
+        + (
+            "Dashed: what the run may use, the card's context included, where --gpu-memory says it."
+            if on_gpu
+            else "Curves of a small model lie on one another."
+        ),
+        curves=peaks or (Curve(metric="memory/peak_bytes", label="peak", scale=1 / GIGABYTE),),
+        limit="memory.gpu_memory" if on_gpu else None,
+    )
+    time = Chart(
+        name="time",
+        title="Time by phase" if seconds else "Time per step",
+        axis="seconds per step",
+        reading="Sampling grows with the length of completions. Looking is the update's own forward pass where a group "
+        "goes through the model at once; updating is then the backward pass and the optimizer."
+        if seconds
+        else "Whole steps; a run's own report tells its phases apart.",
+        curves=seconds or (Curve(metric="time/step_seconds", label="step"),),
+    )
+    return memory, time
+
+
+def _by_phase(metric: str, recorded: Mapping[str, Sequence[float]], *, scale: float = 1.0) -> tuple[Curve, ...]:
+    """A curve for each phase of which there is a value."""
+    curves = (Curve(metric=metric.format(phase), label=phase, scale=scale) for phase in PHASES)
+    return tuple(curve for curve in curves if any(value == value for value in recorded.get(curve.metric, ())))

@@ -13,7 +13,7 @@ from vgpo_lite.report.charts import charts_of
 from vgpo_lite.report.drawing import Line, Measured, draw
 from vgpo_lite.report.facts import shown
 from vgpo_lite.report.records import read_run
-from vgpo_lite.report.seeds import accuracy_of, curves_over_seeds, differing, gain_of, grouped, over_seeds
+from vgpo_lite.report.seeds import accuracy_of, curves_over_seeds, differing_rows, gain_of, grouped, over_seeds
 from vgpo_lite.report.writing import plots_beside, rendered, write_pictures, write_whole
 from vgpo_lite.units import duration, memory
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 TITLES = ("runs", "seeds", "steps", "before, %", "after, %", "change, points", "last reward", "time", "memory")
 INTERVALS = (
-    "Runs that differ in the seed alone are one row: the median over seeds, and in brackets the 95 % interval of their "
-    "mean by Student's t. A single run has the 95 % Wilson interval of its held-out answers. Last reward: median of "
-    "the last tenth of the steps."
+    "Runs that differ in the seed alone are one row: the mean over seeds, and in brackets its 95 % interval by "
+    "Student's t. A single run has the 95 % Wilson interval of its held-out answers, and so have seeds that all "
+    "measured the same, as they do before training: that is one measurement. Last reward: median of the last tenth of "
+    "the steps."
 )
 _CURVES_EACH = 2  # a third per group would need a legend longer than the chart
 _DOTTED_GROUPS = 2  # dots of more groups hide each other
@@ -53,19 +54,18 @@ def write_comparison(folders: Sequence[Path], page: Path) -> list[tuple[str, ...
     runs = [run for group in groups for run in group.runs]
     pictures = [_picture(chart, groups) for chart in charts_of(runs)]
     table = [TITLES, *(_row(group) for group in groups)]
-    keys = differing([group.runs[0] for group in groups])
     text = rendered(
         "compare.html.jinja",
         fingerprint="0",
         title="Comparison of runs",
         subtitle=f"{len(runs)} runs in {len(groups)} groups",
-        how_drawn="Lines are medians of neighbouring steps. Where a row has several seeds, the line is the median "
+        how_drawn="Lines are medians of neighbouring steps. Where a row has several seeds, the line is the mean "
         "over them and the band reaches from the smallest to the largest.",
         pictures=pictures,
         intervals=INTERVALS,
         table=table,
         labels=[group.label for group in groups],
-        settings=[(key, *(shown(group.runs[0].settings.get(key, "-")) for group in groups)) for key in keys],
+        settings=differing_rows(groups),
         runs=[
             (group.label, run.name, shown(run.settings.get("seed", "-")), run.state)
             for group in groups
@@ -140,7 +140,7 @@ def _picture(chart: Chart, groups: Sequence[SeedGroup]) -> Picture:
 
 
 def _line(group: SeedGroup, curve: Curve, colour: int, style: str | None, *, is_dashed: bool) -> Line:
-    """The line of a group: one run as it is, several as their median within a band."""
+    """The line of a group: one run as it is, several as their mean within a band."""
     low, high = (), ()
     if len(group.runs) == 1:
         values = group.runs[0].metrics.get(curve.metric, ())
@@ -149,7 +149,7 @@ def _line(group: SeedGroup, curve: Curve, colour: int, style: str | None, *, is_
         steps, curves = curves_over_seeds(group, curve.metric)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word for a step that no seed has a value of: nan
-            values, low, high = (over(curves, 0).tolist() for over in (np.nanmedian, np.nanmin, np.nanmax))
+            values, low, high = (over(curves, 0).tolist() for over in (np.nanmean, np.nanmin, np.nanmax))
     return Line(
         label=group.label,
         colour=colour,

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#8c6d31")
 """Told apart with any colour vision (Okabe and Ito 2008), then two more."""
-INK, GRID = "#202124", "#dfe1e5"
-_VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
+INK, GRID, GROUND = "#202124", "#dfe1e5", "#fefefe"
+_VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)", GROUND: "var(--card)"} | {
     colour: f"var(--c{place})" for place, colour in enumerate(COLOURS)
 }
 _SIZE_INCHES = (6.4, 3.4)
 _PNG_DOTS_PER_INCH = 125
-_MARGINS = {"left": 0.125, "right": 0.985, "top": 0.9, "bottom": 0.155}  # a layout engine takes as long as the drawing
+_MARGINS = {"left": 0.125, "right": 0.97, "top": 0.9, "bottom": 0.155}  # a layout engine takes as long as the drawing
 _DASHES = (0, (5, 2))
+_SHORT_LABEL = 12  # characters: two columns of longer ones would hide half of the chart
+_LEGEND_GROUND: dict[str, Any] = {"facecolor": GROUND, "edgecolor": "none", "framealpha": 0.85, "fancybox": False}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vgpo-lite",
@@ -190,7 +192,7 @@ def _set_scales(axes: Axes, chart: Chart, lines: Sequence[Line], limit: float | 
     elif chart.highest is not None:
         axes.set_ylim(0, min(max(axes.get_ylim()[1], chart.highest / 20), chart.highest * 1.03))
     elif chart.from_zero and (len(known) == 0 or known.min() >= 0):
-        axes.set_ylim(0, max(axes.get_ylim()[1], 1.15 * known.max(initial=0)) or 1)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.2 * known.max(initial=0)) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -208,7 +210,10 @@ def _add_legend(axes: Axes, lines: Sequence[Line], measured: Sequence[Measured])
             colour = COLOURS[each.colour % len(COLOURS)]
             keys.setdefault(each.label, Line2D([], [], color=colour, linestyle="", marker="D", markersize=5))
     if len(keys) > 1:
-        legend = axes.legend(list(keys.values()), ["-"] * len(keys), frameon=False, loc="best", fontsize=9)
+        columns = 2 if len(keys) > 3 and max(map(len, keys)) <= _SHORT_LABEL else 1
+        legend = axes.legend(
+            list(keys.values()), ["-"] * len(keys), loc="best", fontsize=9, ncols=columns, **_LEGEND_GROUND
+        )
         for text, label in zip(legend.get_texts(), keys, strict=True):
             text.set_text(label)
 

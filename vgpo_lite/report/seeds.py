@@ -51,7 +51,7 @@ class Estimate:
     """A number that several seeds, or one run, give.
 
     Attributes:
-        value: The median over seeds; of one run its own value.
+        value: The mean over seeds; of one run its own value.
         low: Lower end of the 95 % interval; nan where there is none.
         high: Upper end of it.
     """
@@ -83,6 +83,16 @@ def differing(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     return tuple(key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1)
 
 
+def differing_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
+    """Each setting in which runs are not all alike, and what each group has of it: last the seed, all of them."""
+    firsts = [group.runs[0] for group in groups]
+    rows = [(key, *(shown(run.settings.get(key, "-")) for run in firsts)) for key in differing(firsts)]
+    seeds = [list(dict.fromkeys(shown(run.settings.get("seed", "-")) for run in group.runs)) for group in groups]
+    if len({seed for own in seeds for seed in own}) > 1:
+        rows.append(("seed", *(", ".join(own) for own in seeds)))
+    return rows
+
+
 def _deciding(run: RunRecord) -> dict[str, object]:
     return {
         key: value for key, value in run.settings.items() if key not in _APART and not key.startswith(_SECTIONS_APART)
@@ -100,29 +110,34 @@ def _names(group: Sequence[RunRecord]) -> str:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:
-    """The median of one value per seed, and the 95 % interval of their mean by Student's t; None without a value.
+    """The mean of one value per seed, and its 95 % interval by Student's t; None without a value.
 
-    With few seeds the interval is wide, and honest only where seeds scatter about like a normal distribution; there is
-    none for one seed.
+    With few seeds the interval is wide, and honest only where seeds scatter about like a normal distribution. There is
+    none for one seed, nor for seeds that are all alike, whose spread says nothing of what another would give.
 
     >>> over_seeds([1.0, 2.0, 6.0])
-    Estimate(value=2.0, low=-3.572..., high=9.572...)
+    Estimate(value=3.0, low=-3.572..., high=9.572...)
+    >>> over_seeds([2.0, 2.0])
+    Estimate(value=2.0, low=nan, high=nan)
     """
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return None
-    if len(known) == 1:
+    if len(set(known)) == 1:
         return Estimate(value=known[0], low=math.nan, high=math.nan)
     quantile = _T_95[min(len(known) - 1, len(_T_95)) - 1]
     half = quantile * statistics.stdev(known) / math.sqrt(len(known))
     centre = statistics.fmean(known)
-    return Estimate(value=statistics.median(known), low=centre - half, high=centre + half)
+    return Estimate(value=centre, low=centre - half, high=centre + half)
 
 
 def accuracy_of(group: SeedGroup, name: str) -> Estimate | None:
-    """Held-out accuracy of a group, in [0, 1]: over seeds, or one run's with the interval of its answers."""
+    """Held-out accuracy of a group, in [0, 1]: over seeds, or one run's with the interval of its answers.
+
+    Seeds that all measured the same, as before the first step, where none has changed the model yet, count as one.
+    """
     measured = [run.accuracies[name] for run in group.runs if name in run.accuracies]
-    if len(measured) == 1:
+    if len(set(measured)) == 1:
         return Estimate(value=measured[0].share, low=measured[0].low, high=measured[0].high)
     estimate = over_seeds([accuracy.share for accuracy in measured])
     if estimate is None:
