@@ -16,7 +16,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from tests.hub.gemma import GEMMA3, LINE_ENDS, SEQUENCE
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
-from tests.hub.tiled import INTERNVL3, LLAVA_ONEVISION, TILED
+from tests.hub.tiled import LLAVA_ONEVISION, TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
@@ -51,7 +51,7 @@ SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_end|>", "
 
 @pytest.fixture(scope="module")
 def processors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The real processors of the three families over a small vocabulary; Qwen3's has `<think>` as one token."""
+    """The real processors of the Qwen families over a small vocabulary; Qwen3's has `<think>` as one token."""
     made = {}
     for name in FACTOR:
         made[name] = AutoProcessor.from_pretrained(write_model(tmp_path_factory.mktemp("model"), name))
@@ -368,23 +368,57 @@ def test_what_stands_for_images_and_turns_is_text_when_a_question_spells_it(tile
         assert prompt_lengths([outline_of(row)], tiles, DIRECT) == [len(prompt.input_ids)]
 
 
-@pytest.mark.parametrize("name", [INTERNVL3, LLAVA_ONEVISION])
-@pytest.mark.parametrize("text", ["How many?", "\nHow many?", "\n\n\nHow many?", " How many?", "\n How many?"])
-def test_a_line_break_behind_an_image_is_read_with_those_of_the_question(tmp_path: Path, name: str, text: str) -> None:
-    folder = write_model(tmp_path / "model", name)
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())
-    model = vocabulary["model"]
-    model["vocab"]["ĊĊ"] = (
-        max(model["vocab"].values()) + 1
-    )  # as in the real vocabularies: two line breaks are one token
-    model["merges"].append(["Ċ", "Ċ"])
-    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
-    processor = AutoProcessor.from_pretrained(folder)
-    prompt = encode_prompt(sample(f"<image>{text}", picture()), processor, DIRECT)
-    wanted = processor(images=[[picture()]], text=[prompt.text], return_tensors="pt", add_special_tokens=False,
-                       images_kwargs=dict(showing_of(processor).options(processor, DIRECT)))  # fmt: skip
+@pytest.fixture(scope="module", params=[*FACTOR, *TILED])
+def joining(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Processors whose vocabularies join blanks as the real ones do: line ends, spaces, a space and a line end."""
+    folder = write_model(tmp_path_factory.mktemp("model"), request.param)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    model = content["model"]
+    for left, right in (("Ċ", "Ċ"), ("Ġ", "Ċ"), ("Ġ", "Ġ"), ("?", "Ċ")):
+        model["vocab"][left + right] = max(model["vocab"].values()) + 1
+        model["merges"].append([left, right])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return AutoProcessor.from_pretrained(folder)
+
+
+BLANKS = [
+    "<image>How many?", "<image>\nHow many?", "<image>\n\n\nHow many?", "<image> How many?", "<image>\n How many?",
+    "What is <image> in it?", "See <image>\nwhat?", "x <image> ", "What <image><image> \nit?", "\nHow many?",
+    "\n\n How?\n", "How many?", "  <image>  ", "Which?\n<image>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("question", BLANKS)
+def test_blanks_between_the_models_text_and_the_users_are_read_as_one_stretch(joining: Any, question: str) -> None:
+    images = [picture()] * question.count("<image>")
+    prompt = encode_prompt(sample(question, *images), joining, DIRECT)
+    wanted = joining(images=[images] if images else None, text=[prompt.text], return_tensors="pt",
+                     text_kwargs={"add_special_tokens": False},
+                     images_kwargs=dict(showing_of(joining).options(joining, DIRECT)))  # fmt: skip
     assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()
-    assert prompt_lengths([outline_of(prompt.sample)], processor, DIRECT) == [len(prompt.input_ids)]
+    assert prompt_lengths([outline_of(prompt.sample)], joining, DIRECT) == [len(prompt.input_ids)]
+
+
+def test_added_tokens_are_read_out_once_for_each_processor(gemma: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_prompt(sample("<image>?", picture()), gemma, DIRECT)
+    monkeypatch.setattr(type(gemma.tokenizer), "backend_tokenizer", property(_ReadOnce(gemma.tokenizer).backend))
+    prompt_lengths([outline_of(sample(f"<image>{place}?", picture())) for place in range(9)], gemma, DIRECT)
+
+
+class _ReadOnce:
+    """A tokenizer's backend that no longer tells its added tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend = tokenizer.backend_tokenizer
+
+    def backend(self, _tokenizer: Any) -> Any:
+        return self
+
+    def get_added_tokens_decoder(self) -> Any:
+        raise AssertionError("the added tokens are read again")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
 
 
 def test_the_largest_prompt_of_tiles_is_told_without_decoding(tiles: Any) -> None:

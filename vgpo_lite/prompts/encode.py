@@ -8,14 +8,9 @@ import torch
 
 from vgpo_lite.data_types import Prompt
 from vgpo_lite.errors import DataError, PromptTooLongError
-from vgpo_lite.prompts.pieces import (
-    encoded_images,
-    framed,
-    plain_ids,
-    segment_ids,
-    shown_images,
-)
+from vgpo_lite.prompts.pieces import encoded_images, frame_of, image_parts, layout_of, shown_images
 from vgpo_lite.prompts.showing import showing_of
+from vgpo_lite.prompts.weaving import plain_ids, stretches
 from vgpo_lite.prompts.wording import user_text
 
 if TYPE_CHECKING:
@@ -23,9 +18,9 @@ if TYPE_CHECKING:
 
     from vgpo_lite.config.schema import DataConfig
     from vgpo_lite.data_types import Sample
-    from vgpo_lite.prompts.pieces import Frame, Layout
     from vgpo_lite.prompts.processor import Processor
     from vgpo_lite.prompts.showing import Shown
+    from vgpo_lite.prompts.weaving import Part
 
 
 def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Prompt:
@@ -46,36 +41,33 @@ def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Pro
         PromptTooLongError: The prompt holds more than `data.max_prompt_length` tokens.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    layout, frame = framed(user_text(sample.question, data), processor)
+    layout = layout_of(user_text(sample.question, data))
     if layout.pattern.count("i") != len(sample.images):
         raise DataError(f"{sample.sample_id}: {layout.pattern.count('i')} image marks for {len(sample.images)} images")
     shown = shown_images([(image.height, image.width) for image in sample.images], processor, data)
-    ids, in_image = _woven(frame, shown, layout, processor)
+    frame = frame_of(layout, processor)
+    ids, in_image = _woven(frame.parts(layout, shown, processor), processor)
     _check_length(sample.sample_id, len(ids), data)
-    vision = _vision(sample, shown, processor, data) if sample.images else {}
-    texts, (token, _) = frame.texts(layout), showing_of(processor).token(processor)
+    token, _ = showing_of(processor).token(processor)
     return Prompt(
         sample=sample,
-        text="".join(piece for pair in zip(frame.segments, (*texts, ""), strict=True) for piece in pair),
+        text="".join(piece for pair in zip(frame.segments, (*frame.texts(layout), ""), strict=True) for piece in pair),
         input_ids=torch.tensor(ids, dtype=torch.long),
         image_mask=torch.tensor(in_image, dtype=torch.bool),
-        vision=vision,
+        vision=_vision(sample, shown, processor, data) if sample.images else {},
         image_lengths=tuple(image.features(token) for image in shown),
     )
 
 
-def _woven(frame: Frame, shown: Sequence[Shown], layout: Layout, processor: Processor) -> tuple[list[int], list[bool]]:
-    """The ids of the whole prompt, and which of them are image tokens: those of the model's own text alone."""
+def _woven(parts: Sequence[Part], processor: Processor) -> tuple[list[int], list[bool]]:
+    """The ids of a text, and which of them are image tokens: those of the model's own text alone."""
     ids: list[int] = []
     in_image: list[bool] = []
-    texts, (_, image_token_id) = frame.texts(layout), showing_of(processor).token(processor)
-    for place, segment in enumerate(segment_ids(frame.segments, shown, processor)):
-        ids += segment
-        in_image += [token == image_token_id for token in segment]
-        if place < len(texts):
-            plain = plain_ids(texts[place], processor)
-            ids += plain
-            in_image += [False] * len(plain)
+    _, image_token_id = showing_of(processor).token(processor)
+    for stretch in stretches(parts, processor):
+        read = [stretch] if isinstance(stretch, int) else plain_ids(stretch, processor)
+        ids += read
+        in_image += [stretch == image_token_id] * len(read)
     return ids, in_image
 
 
@@ -84,14 +76,12 @@ def _vision(
 ) -> Mapping[str, torch.Tensor]:
     """The processor's tensors, if it puts the same ids in the images' place."""
     ids, vision = encoded_images(sample.images, processor, data)
-    showing = showing_of(processor)
-    [own] = segment_ids([showing.placeholder(processor) * len(shown)], shown, processor)
+    own, in_image = _woven(image_parts(shown, processor), processor)
     if ids != own:
-        _, image_token_id = showing.token(processor)
-        tokens, features = ids.count(image_token_id), own.count(image_token_id)
+        tokens = ids.count(showing_of(processor).token(processor)[1])
         raise DataError(
             f"{sample.sample_id}: the processor writes {len(ids)} tokens for the images, {tokens} of them image "
-            f"tokens, where {len(own)} and {features} are expected; it is not this model's own, or of an unknown "
+            f"tokens, where {len(own)} and {sum(in_image)} are expected; it is not this model's own, or of an unknown "
             "release of transformers"
         )
     return vision

@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vgpo_lite.planning import PromptSize
-from vgpo_lite.prompts.pieces import (
-    frame_of,
-    layout_of,
-    normal_text,
-    plain_ids,
-    prompt_image_tokens,
-    segment_ids,
-    shown_images,
-)
+from vgpo_lite.prompts.pieces import frame_of, layout_of, prompt_image_tokens, shown_images
 from vgpo_lite.prompts.showing import showing_of
+from vgpo_lite.prompts.weaving import normal_text, plain_ids, stretches
 from vgpo_lite.prompts.wording import user_text
 
 if TYPE_CHECKING:
@@ -113,17 +106,14 @@ def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataCon
     return [lengths.most(outline) <= limit or lengths.exact(outline) <= limit for outline in outlines]
 
 
-_ANY_SIZE = (64, 64)
-
-
 class _Lengths:
     """Tokens of prompts. Questions that come again with images of the same sizes are counted once."""
 
     def __init__(self, processor: Processor, data: DataConfig) -> None:
         self._processor = processor
         self._data = data
-        self._frames: dict[str, tuple[int, Frame]] = {}
-        self._images: dict[str, int] = {}
+        self._token, _ = showing_of(processor).token(processor)
+        self._frames: dict[str, Frame] = {}
         self._known: dict[tuple[object, ...], int] = {}
 
     def exact(self, outline: Outline) -> int:
@@ -138,32 +128,21 @@ class _Lengths:
         key = (count, outline.question, outline.image_sizes)
         if key not in self._known:
             layout = layout_of(user_text(outline.question, self._data))
-            layout = self._frame(layout)[1].kept(layout)
-            own, frame = self._frame(layout)
-            text = sum(count(piece, self._processor) for piece in frame.texts(layout))
             shown = shown_images(outline.image_sizes, self._processor, self._data)
-            self._known[key] = own + text + sum(map(self._image, shown))
+            once = [image._replace(run=1) for image in shown]  # the rest is added: tokens in thousands need no cutting
+            parts = self._frame(layout).parts(layout, once, self._processor)
+            pieces = stretches(parts, self._processor)
+            tokens = sum(1 if isinstance(piece, int) else count(piece, self._processor) for piece in pieces)
+            self._known[key] = tokens + sum(map(self._features, shown)) - sum(map(self._features, once))
         return self._known[key]
 
-    def _image(self, shown: Shown) -> int:
-        """Tokens in place of one image, marks included."""
-        showing = showing_of(self._processor)
-        token, _ = showing.token(self._processor)
-        if shown.frame == token:
-            return shown.run
-        if shown.frame not in self._images:
-            mark = showing.placeholder(self._processor)
-            [ids] = segment_ids([mark], [shown._replace(run=1)], self._processor)
-            self._images[shown.frame] = len(ids)
-        return self._images[shown.frame] + shown.features(token) - shown.frame.count(token)
+    def _features(self, shown: Shown) -> int:
+        return shown.features(self._token)
 
-    def _frame(self, layout: Layout) -> tuple[int, Frame]:
-        """The model's own text around one arrangement of images, and its tokens."""
+    def _frame(self, layout: Layout) -> Frame:
+        """The model's own text around one arrangement of texts and images."""
         if layout.pattern not in self._frames:
-            frame, images = frame_of(layout, self._processor), layout.pattern.count("i")
-            shown = shown_images([_ANY_SIZE] * images, self._processor, self._data)
-            ids = segment_ids(frame.segments, shown, self._processor)
-            self._frames[layout.pattern] = sum(map(len, ids)) - sum(map(self._image, shown)), frame
+            self._frames[layout.pattern] = frame_of(layout, self._processor)
         return self._frames[layout.pattern]
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from vgpo_lite.data_types import IMAGE_MARK
 from vgpo_lite.errors import ModelError
 from vgpo_lite.prompts.showing import showing_of
+from vgpo_lite.prompts.weaving import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _EDGE = "\u2003"  # a blank that a template which trims texts would take away, and that none writes itself
 _SLOT = re.compile(f"({_EDGE}?)\ue000([0-9]+)\ue001({_EDGE}?)")  # private-use characters: no chat template writes them
-_IMAGE = "\ue000i\ue001"
 _TEXT_OUTPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
@@ -43,34 +43,27 @@ class Frame:
 
     Attributes:
         segments: One string before, between and behind the texts of the layout.
-        leads: What goes in front of each text: a space that the template writes there, which the tokenizer reads with
-            the word behind it, or all white space between an image and the text, which it may read with more of it.
         trims: Whether the template takes blanks away, in front of each text and behind it.
     """
 
     segments: tuple[str, ...]
-    leads: tuple[str, ...]
     trims: tuple[tuple[bool, bool], ...]
 
     def texts(self, layout: Layout) -> list[str]:
         """The user's texts as they stand in the prompt."""
-        return [lead + text for lead, text in zip(self.leads, self._trimmed(layout), strict=True)]
-
-    def kept(self, layout: Layout) -> Layout:
-        """The layout without texts of which trimming leaves nothing: what stands around those is one text."""
-        trimmed = self._trimmed(layout)
-        if all(trimmed):
-            return layout
-        slots = iter(trimmed)
-        pattern = "".join(kind for kind in layout.pattern if kind == "i" or next(slots))
-        return Layout(pattern, tuple(text for text, left in zip(layout.texts, trimmed, strict=True) if left))
-
-    def _trimmed(self, layout: Layout) -> list[str]:
         texts = []
         for text, (left, right) in zip(layout.texts, self.trims, strict=True):
             from_left = text.lstrip() if left else text
             texts.append(from_left.rstrip() if right else from_left)
         return texts
+
+    def parts(self, layout: Layout, shown: Sequence[Shown], processor: Processor) -> list[Part]:
+        """The whole prompt, whose images fill the marks of the model's own text in order."""
+        images = iter(shown)
+        parts = [Part(_filled(self.segments[0], images, processor), is_own=True)]
+        for text, segment in zip(self.texts(layout), self.segments[1:], strict=True):
+            parts += [Part(text, is_own=False), Part(_filled(segment, images, processor), is_own=True)]
+        return parts
 
 
 def layout_of(text: str) -> Layout:
@@ -82,18 +75,6 @@ def layout_of(text: str) -> Layout:
             pattern += "t"
             texts.append(piece)
     return Layout(pattern, tuple(texts))
-
-
-def framed(text: str, processor: Processor) -> tuple[Layout, Frame]:
-    """A user turn cut at its marks, and the model's own text around it.
-
-    Raises:
-        ModelError: As `frame_of`.
-    """
-    layout = layout_of(text)
-    frame = frame_of(layout, processor)
-    kept = frame.kept(layout)
-    return (layout, frame) if kept == layout else (kept, frame_of(kept, processor))
 
 
 def frame_of(layout: Layout, processor: Processor) -> Frame:
@@ -135,31 +116,21 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
             "no text could tell which of them it speaks of. Write the marks side by side, or use a model whose "
             "template leaves images in place."
         )
-    leads = tuple(_lead(segment, placeholder) for segment in segments[:-1])
-    bare = (segment.removesuffix(lead) for segment, lead in zip(segments, leads, strict=False))
     trims = tuple((not left, not right) for left, right in zip(pieces[1::4], pieces[3::4], strict=True))
-    return Frame((*bare, segments[-1]), leads, trims)
+    return Frame(tuple(segments), trims)
 
 
-def _lead(segment: str, image_token: str) -> str:
-    """What of the model's own text is read with the user's behind it; a special token in front parts it from the rest.
-
-    >>> _lead("user <image>\\n", "<image>"), _lead("User: ", "<image>"), _lead("user\\n", "<image>")
-    ('\\n', ' ', '')
-    """
-    before = segment.rstrip()
-    if before.endswith(image_token):
-        return segment[len(before) :]
-    return " " if segment.endswith(" ") else ""
+def image_parts(shown: Sequence[Shown], processor: Processor) -> list[Part]:
+    """What stands for images, side by side and alone."""
+    mark = showing_of(processor).placeholder(processor)
+    return [Part(_filled(mark * len(shown), iter(shown), processor), is_own=True)]
 
 
-def segment_ids(segments: Sequence[str], shown: Sequence[Shown], processor: Processor) -> list[list[int]]:
-    """Ids of the model's own text, a list for each segment; images fill the image tokens in order."""
-    images, showing = iter(shown), showing_of(processor)
-    placeholder, (token, _) = showing.placeholder(processor), showing.token(processor)
-    marked = (segment.replace(placeholder, _IMAGE) for segment in segments)
-    texts = [re.sub(_IMAGE, lambda _: next(images).text(token), segment) for segment in marked]
-    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _filled(segment: str, images: Iterator[Shown], processor: Processor) -> str:
+    """A segment with the next images in place of its marks."""
+    showing = showing_of(processor)
+    mark, (token, _) = re.escape(showing.placeholder(processor)), showing.token(processor)
+    return re.sub(mark, lambda _: next(images).text(token), segment)
 
 
 def shown_images(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
@@ -188,38 +159,6 @@ def _resized(image: Image.Image, size: Size) -> Image.Image:
     """An image of that height and width, by the filter that the processors use."""
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def plain_ids(text: str, processor: Processor) -> list[int]:
-    """Token ids of a text in which nothing is special: the tokenizer's steps without its table of added tokens.
-
-    Those of that table that are blank stay: runs of line ends are tokens of their own to Gemma.
-    """
-    blanks = _blanks(processor)
-    if not blanks:
-        return _own_ids(text, processor)
-    parts = re.split(f"({'|'.join(map(re.escape, sorted(blanks, key=len, reverse=True)))})", text)
-    ids = ([blanks[part]] if part in blanks else _own_ids(part, processor) for part in parts if part)
-    return [token for part in ids for token in part]
-
-
-def _blanks(processor: Processor) -> dict[str, int]:
-    """Added tokens that are nothing but blanks."""
-    added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    return {token.content: place for place, token in added.items() if token.content.isspace() and not token.special}
-
-
-def _own_ids(text: str, processor: Processor) -> list[int]:
-    backend = processor.tokenizer.backend_tokenizer
-    normal, model = normal_text(text, processor), backend.model
-    pieces = [(normal, ())] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(normal)
-    return [token.id for piece, _ in pieces for token in model.tokenize(piece)]
-
-
-def normal_text(text: str, processor: Processor) -> str:
-    """A text in the form of Unicode that the tokenizer reads."""
-    normalizer = processor.tokenizer.backend_tokenizer.normalizer
-    return text if normalizer is None else normalizer.normalize_str(text)
 
 
 def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) -> int:

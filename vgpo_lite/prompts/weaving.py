@@ -1,0 +1,99 @@
+"""Text as ids, where some of it is the model's own and some the user's: only in the former is a special token special.
+
+A tokenizer cuts a text at the special tokens that it spells, and reads each stretch between them by itself. So a
+stretch is read as one whoever wrote its parts: the line end that a chat template writes in front of a question belongs
+with those that the question begins with.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vgpo_lite.prompts.processor import Processor
+
+
+class Part(NamedTuple):
+    """A part of a prompt's text, and whether the model's chat template wrote it."""
+
+    text: str
+    is_own: bool
+
+
+class _Added(NamedTuple):
+    """A tokenizer's added tokens, by their spelling: those at which texts are cut, and blank ones, which stay inside.
+
+    Gemma's runs of line ends are such blanks: tokens of their own, in whoever's text they stand.
+    """
+
+    cuts: dict[str, int]
+    cut: re.Pattern[str]
+    blanks: dict[str, int]
+    blank: re.Pattern[str]
+
+
+_NEVER = "(?!)"
+
+
+def stretches(parts: Iterable[Part], processor: Processor) -> Iterator[str | int]:
+    """The ids of the model's own special tokens, and between them stretches of text in which nothing is special.
+
+    Args:
+        parts: The whole text of a prompt, in order.
+        processor: The model's.
+    """
+    added, stretch = _added(processor), ""
+    for part in parts:
+        if not part.is_own:
+            stretch += part.text
+            continue
+        text, *cuts = added.cut.split(part.text)
+        stretch += text
+        for token, text in zip(cuts[::2], cuts[1::2], strict=True):
+            if stretch:
+                yield stretch
+            yield added.cuts[token]
+            stretch = text
+    if stretch:
+        yield stretch
+
+
+def plain_ids(text: str, processor: Processor) -> list[int]:
+    """Token ids of a stretch in which nothing is special: the tokenizer's steps without its table of added tokens, but
+    for those that are blank."""
+    added, ids = _added(processor), []
+    for place, piece in enumerate(added.blank.split(text)):
+        ids += [added.blanks[piece]] if place % 2 else _read(piece, processor)
+    return ids
+
+
+def normal_text(text: str, processor: Processor) -> str:
+    """A text in the form of Unicode that the tokenizer reads."""
+    normalizer = processor.tokenizer.backend_tokenizer.normalizer
+    return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def _read(text: str, processor: Processor) -> list[int]:
+    backend = processor.tokenizer.backend_tokenizer
+    normal, model = normal_text(text, processor), backend.model
+    pieces = [(normal, ())] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(normal)
+    return [token.id for piece, _ in pieces for token in model.tokenize(piece)]
+
+
+@lru_cache(maxsize=8)
+def _added(processor: Processor) -> _Added:
+    """Read once for each processor: a tokenizer may have thousands, and gives them out slowly."""
+    tokens = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    blanks = {token.content: place for place, token in tokens.items() if token.content.isspace() and not token.special}
+    cuts = {token.content: place for place, token in tokens.items() if token.content not in blanks}
+    return _Added(cuts, _any_of(cuts), blanks, _any_of(blanks))
+
+
+def _any_of(spellings: Iterable[str]) -> re.Pattern[str]:
+    """Any of them, the longest first, in a group."""
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or _NEVER})")
