@@ -20,9 +20,11 @@ from tests.hub.tiled import LLAVA_ONEVISION, TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
-from vgpo_lite.errors import ConfigError, DataError, ModelError, PromptTooLongError
+from vgpo_lite.datasets.reports import DataReport
+from vgpo_lite.errors import ConfigError, DataError, ImageOrderError, ModelError, PromptTooLongError
 from vgpo_lite.models.families import family_of
 from vgpo_lite.models.tiny import __path__ as tiny_path
+from vgpo_lite.preparation import ordered_rows
 from vgpo_lite.prompts import (
     INSTRUCTIONS,
     encode_prompt,
@@ -32,6 +34,7 @@ from vgpo_lite.prompts import (
     prompt_image_tokens,
     prompt_lengths,
     prompts_fit,
+    prompts_in_order,
     user_text,
 )
 from vgpo_lite.prompts.grids import NOWHERE
@@ -421,6 +424,38 @@ class _ReadOnce:
         return getattr(self._backend, name)
 
 
+def test_rows_whose_images_would_be_moved_from_their_text_are_left_out_one_by_one(tmp_path: Path) -> None:
+    processor = AutoProcessor.from_pretrained(write_model(tmp_path / "model", LLAVA_ONEVISION))
+    questions = ["<image>How many?", "<image>, <image> or <image>?", "<image><image>Compare.", "None."]
+    outlines = [outline_of(sample(question, *[picture()] * question.count("<image>"))) for question in questions]
+    assert prompts_in_order(outlines, processor, DIRECT) == [True, False, True, True]
+    assert largest_prompt(outlines, processor, DIRECT).images == (14,)  # the second would show 15
+    rows: Any = _Rows(outlines)
+    kept, report = ordered_rows(rows, processor, RunConfig(), DataReport(kept=4))
+    assert [outline.question for outline in kept.outlines()] == [questions[0], *questions[2:]]
+    assert report.counts == {"text between images, which the model's chat template moves": 1}
+    assert "'<image>, <image> or <image>?'" in str(report.examples)
+
+
+class _Rows:
+    def __init__(self, outlines: list[Outline]) -> None:
+        self._outlines = outlines
+
+    def outlines(self) -> list[Outline]:
+        return self._outlines
+
+    def keep(self, places: Any) -> _Rows:
+        return _Rows([self._outlines[place] for place in places])
+
+
+def test_only_what_the_budget_bounds_is_told_to_be_made_smaller(gemma: Any, processor: Any) -> None:
+    short = DIRECT.model_copy(update={"max_prompt_length": 16})
+    for one, told in ((gemma, False), (processor, True)):
+        with pytest.raises(PromptTooLongError) as error:
+            encode_prompt(sample("<image>How many red circles are there?", picture()), one, short)
+        assert ("or lower data.max_pixels" in str(error.value)) == told
+
+
 def test_the_largest_prompt_of_tiles_is_told_without_decoding(tiles: Any) -> None:
     rows = [
         sample("<image>?", picture(300, 200)),
@@ -498,7 +533,7 @@ def test_tiles_have_the_ids_and_pixels_of_the_processors_own_way(
     data = DataConfig(prompt_style="direct", max_pixels=pixels)
     row = sample(question, *[Image.effect_noise((width, height), 90).convert("RGB") for height, width in sizes])
     if question == TILED_QUESTIONS["two images"][0] and shows_images_first(tiles):
-        with pytest.raises(ModelError, match="a question has text between its 2 images"):
+        with pytest.raises(ImageOrderError, match="set/train/7: there is text between its 2 images"):
             encode_prompt(row, tiles, data)
         return
     prompt = encode_prompt(row, tiles, data)

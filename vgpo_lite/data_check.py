@@ -12,7 +12,7 @@ from vgpo_lite.errors import DataError
 from vgpo_lite.interruption import StopFlag
 from vgpo_lite.listening import SilentListener
 from vgpo_lite.models import processor_alone
-from vgpo_lite.preparation import UNGRADABLE, fitting_rows, gradable_rows
+from vgpo_lite.preparation import UNGRADABLE, fitting_rows, gradable_rows, ordered_rows
 from vgpo_lite.prompts import encode_prompt, prompt_image_tokens, prompt_lengths, shown_prompt
 from vgpo_lite.rewards import Grader
 
@@ -123,6 +123,8 @@ def check_data(config: RunConfig, *, listener: Listener | None = None) -> DataCh
         listener.noted("grading each gold by itself")
         train, report = gradable_rows(split.train, grader, split.report, config)
         held_out, report = gradable_rows(split.held_out, grader, report, config)
+        train, report = ordered_rows(train, processor, config, report)
+        held_out, report = ordered_rows(held_out, processor, config, report)
         outlines = [*train.outlines(), *held_out.outlines()]
         spreads = _spreads(outlines, processor, config, checking("counting tokens"))
         train, report = fitting_rows(train, processor, config, report)

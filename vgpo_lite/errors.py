@@ -37,6 +37,10 @@ class PromptTooLongError(DataError):
     """A prompt that holds more tokens than `data.max_prompt_length` allows; nothing of it is cut."""
 
 
+class ImageOrderError(DataError):
+    """A question with text between its images, away from which the model's chat template would move them."""
+
+
 class RewardError(DataError):
     """A reward function of the user's raised, or returned something that is no reward.
 

@@ -17,7 +17,7 @@ from vgpo_lite.memory import cpu_threads, enforce_limit, memory_limit
 from vgpo_lite.models import chosen_device, load_policy, model_files, processor_alone
 from vgpo_lite.planning import CONTEXT_BYTES, Job, architecture_of, fitted, wanted_limit
 from vgpo_lite.processes import Told, team
-from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
+from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit, prompts_in_order
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 from vgpo_lite.prompts import Processor
 
 UNGRADABLE = "gold does not grade itself"
+IMAGES_MOVED = "text between images, which the model's chat template moves"
 TOO_LONG = "prompt longer than data.max_prompt_length"
 
 
@@ -115,7 +116,8 @@ def open_workbench(
         stop.poll()
         fitting = {}
         for name, rows in gradable.items():
-            fitting[name], report = fitting_rows(rows, policy.processor, config, report)
+            ordered, report = ordered_rows(rows, policy.processor, config, report)
+            fitting[name], report = fitting_rows(ordered, policy.processor, config, report)
         refuse_if_too_bad(report, max_bad_rows=config.data.max_bad_rows, apart=(UNGRADABLE,))
         model = architecture_of(policy.family.bare(policy.model).config.to_dict(), policy.model_id)
         job = _job(model, policy.processor, config, fitting, device=policy.device, trains=purpose == "train")
@@ -163,6 +165,13 @@ def _self_checked(answers: Sequence[object], grader: Grader) -> list[bool]:
     for rank, part in enumerate(told):
         verdicts[rank :: len(told)] = part.facts["verdicts"]
     return verdicts
+
+
+def ordered_rows(rows: Rows, processor: Processor, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:
+    """The rows whose images stay where their text speaks of them, by the model's chat template."""
+    outlines = list(rows.outlines())
+    ordered = prompts_in_order(outlines, processor, config.data)
+    return _keep(rows, outlines, ordered, report, IMAGES_MOVED, lambda outline: repr(outline.question))
 
 
 def fitting_rows(rows: Rows, processor: Processor, config: RunConfig, report: DataReport) -> tuple[Rows, DataReport]:

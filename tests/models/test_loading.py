@@ -19,7 +19,7 @@ from tests.hub import gemma, tiled
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWENS, SMALLEST_OF_EACH_FAMILY, token_id
 from vgpo_lite.config.schema import LoraSettings, RunConfig
 from vgpo_lite.errors import HardwareError, ModelError
-from vgpo_lite.models import load_policy
+from vgpo_lite.models import load_policy, loading
 from vgpo_lite.models.backends import backend_named
 from vgpo_lite.models.backends.base import LoadRequest
 from vgpo_lite.models.families import family_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.hub.server import HubServer
+
 
 VISION = [token_id(f"<|{name}|>") for name in ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")]
 
@@ -69,9 +70,18 @@ def test_gemma_ends_its_turn_and_never_samples_what_stands_for_images(published)
     assert policy.family.windows(policy.model) == (gemma.WINDOW, None, gemma.WINDOW)
 
 
-def test_gemma_is_not_loaded_in_float16_which_cannot_hold_its_states(published) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "auto"])
+def test_gemma_is_refused_in_float16_before_its_weights_are_fetched(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published, dtype: Any
+) -> None:
+    name = f"stand-in/gemma-{dtype}"
+    hub.publish("models", name, published[gemma.GEMMA3])
+    monkeypatch.setattr(loading, "chosen_dtype", lambda *_: torch.float16)  # as on a card without bfloat16
+    hub.downloads.clear()
     with pytest.raises(HardwareError, match=r"float16 cannot hold.*set dtype=float32"):
-        load_policy(RunConfig(model=gemma.GEMMA3, dtype="float16"))
+        load_policy(RunConfig(model=name, dtype=dtype))
+    assert any("config.json" in path for path in hub.downloads)
+    assert not any(path.endswith(".safetensors") for path in hub.downloads)
 
 
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)

@@ -41,9 +41,12 @@ def load_policy(config: RunConfig) -> Policy:
         HardwareError: The machine lacks the device, the number format or the memory.
         StorageError: The download does not fit on the disk.
     """
-    files = model_files(config.model_id or config.model, revision=config.revision)
     device = chosen_device(config.device)
     dtype = chosen_dtype(config.dtype, device)
+    if dtype == torch.float16:  # not every model can be computed in it, which its config.json tells before gigabytes do
+        about = model_files(config.model_id or config.model, revision=config.revision, weights=False)
+        check_format(about.config["model_type"], "float16", about.model_id)
+    files = model_files(config.model_id or config.model, revision=config.revision)
     model, family = load_base(files, config, device=device, dtype=dtype)
     processor = load_processor(files, model.config)
     generation = model.generation_config
@@ -94,7 +97,6 @@ def load_base(
     quantization = _wanted_quantization(files, config.quantization)
     settings = model_settings(files, trust_remote_code=config.trust_remote_code)
     family = family_of(settings)
-    check_format(family.model_type, str(dtype).removeprefix("torch."), files.model_id)
     settings.get_text_config().attention_dropout = 0.0  # dropout would make two forwards over the same tokens differ
     if quantization == "stored":
         settings.quantization_config |= {

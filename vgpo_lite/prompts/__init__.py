@@ -8,7 +8,7 @@ in a question never becomes an image token.
 
 from vgpo_lite.prompts.encode import encode_prompt
 from vgpo_lite.prompts.grids import Grid
-from vgpo_lite.prompts.lengths import largest_prompt, longest_prompts, prompt_lengths, prompts_fit
+from vgpo_lite.prompts.lengths import largest_prompt, longest_prompts, prompt_lengths, prompts_fit, prompts_in_order
 from vgpo_lite.prompts.pieces import image_grids, image_tokens, prompt_image_tokens
 from vgpo_lite.prompts.processor import Processor
 from vgpo_lite.prompts.shown import shown_prompt
@@ -26,6 +26,7 @@ __all__ = [
     "prompt_image_tokens",
     "prompt_lengths",
     "prompts_fit",
+    "prompts_in_order",
     "shown_prompt",
     "user_text",
 ]

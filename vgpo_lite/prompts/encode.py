@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vgpo_lite.data_types import Prompt
-from vgpo_lite.errors import DataError, PromptTooLongError
+from vgpo_lite.errors import DataError, ImageOrderError, PromptTooLongError
 from vgpo_lite.prompts.pieces import encoded_images, frame_of, image_parts, layout_of, shown_images
 from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.prompts.weaving import plain_ids, stretches
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Prompt:
     """Encode one sample for one model.
 
-    Images are scaled into `data.min_pixels` .. `data.max_pixels`, to whole patches; only an image so long and thin that
-    its short side would vanish keeps more, at most one token per 28 (32) pixels of its long side. Families that cut
-    images into tiles show as many tiles as the budget holds, but never fewer than one.
+    Qwen's images are scaled into `data.min_pixels` .. `data.max_pixels`, to whole patches; only an image so long and
+    thin that its short side would vanish keeps more, at most one token per 28 (32) pixels of its long side. Families
+    that cut images into tiles show as many tiles as the budget holds, but never fewer than one. Gemma 3 has one size.
 
     Args:
         sample: The row.
@@ -37,7 +37,8 @@ def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Pro
 
     Raises:
         ConfigError: The user's prompt template cannot be used.
-        DataError: Marks and images do not match, or the processor shows images otherwise than expected.
+        DataError: Marks and images do not match, the chat template moves images away from the text between them, or
+            the processor shows images otherwise than expected.
         PromptTooLongError: The prompt holds more than `data.max_prompt_length` tokens.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
@@ -45,9 +46,12 @@ def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Pro
     if layout.pattern.count("i") != len(sample.images):
         raise DataError(f"{sample.sample_id}: {layout.pattern.count('i')} image marks for {len(sample.images)} images")
     shown = shown_images([(image.height, image.width) for image in sample.images], processor, data)
-    frame = frame_of(layout, processor)
+    try:
+        frame = frame_of(layout, processor)
+    except ImageOrderError as error:
+        raise ImageOrderError(f"{sample.sample_id}: {error}") from error
     ids, in_image = _woven(frame.parts(layout, shown, processor), processor)
-    _check_length(sample.sample_id, len(ids), data)
+    _check_length(sample.sample_id, len(ids), data, bounds=showing_of(processor).bounds(len(shown)))
     token, _ = showing_of(processor).token(processor)
     return Prompt(
         sample=sample,
@@ -87,9 +91,9 @@ def _vision(
     return vision
 
 
-def _check_length(sample_id: str, length: int, data: DataConfig) -> None:
+def _check_length(sample_id: str, length: int, data: DataConfig, *, bounds: bool) -> None:
     if length > data.max_prompt_length:
         raise PromptTooLongError(
             f"{sample_id}: the prompt holds {length} tokens, data.max_prompt_length is {data.max_prompt_length}; "
-            "nothing is cut: raise it, or lower data.max_pixels"
+            f"nothing is cut: raise it{', or lower data.max_pixels' if bounds else ''}"
         )

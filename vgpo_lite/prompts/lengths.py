@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vgpo_lite.errors import ImageOrderError
 from vgpo_lite.planning import PromptSize
 from vgpo_lite.prompts.pieces import frame_of, layout_of, prompt_image_tokens, shown_images
 from vgpo_lite.prompts.showing import showing_of
@@ -36,11 +37,27 @@ def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: Data
     return [lengths.exact(outline) for outline in outlines]
 
 
+def prompts_in_order(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> list[bool]:
+    """Whether the model's chat template leaves each row's images where its text speaks of them.
+
+    Args:
+        outlines: The rows.
+        processor: The model's.
+        data: Prompt style or template.
+
+    Raises:
+        ConfigError: The user's prompt template cannot be used.
+        ModelError: The model's chat template loses or repeats a part of the question.
+    """
+    lengths = _Lengths(processor, data)
+    return [lengths.keeps_order(outline) for outline in outlines]
+
+
 def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> PromptSize:
     """The most that a prompt of these rows holds: the tokens of the longest, the images of the one that shows most.
 
     As quick as `prompts_fit`: only rows that may be the longest are tokenized. Rows whose prompt is longer than
-    `data.max_prompt_length` are not looked at.
+    `data.max_prompt_length`, or whose images the chat template moves away from their text, are not looked at.
 
     Args:
         outlines: The rows.
@@ -52,7 +69,8 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
         ModelError: The model's chat template loses or repeats a part of the question.
     """
     lengths = _Lengths(processor, data)
-    known = [(lengths.most(outline), place, outline) for place, outline in enumerate(outlines)]
+    showable = [outline for outline in outlines if lengths.keeps_order(outline)]
+    known = [(lengths.most(outline), place, outline) for place, outline in enumerate(showable)]
     longest, images = 2, ()
     for most, _, outline in sorted(known, reverse=True):
         if most <= longest:
@@ -123,6 +141,14 @@ class _Lengths:
     def most(self, outline: Outline) -> int:
         """No fewer than it has, without tokenizing."""
         return self._of(outline, _most_tokens)
+
+    def keeps_order(self, outline: Outline) -> bool:
+        """Whether there is such a prompt at all."""
+        try:
+            self._frame(layout_of(user_text(outline.question, self._data)))
+        except ImageOrderError:
+            return False
+        return True
 
     def _of(self, outline: Outline, count: Callable[[str, Processor], int]) -> int:
         key = (count, outline.question, outline.image_sizes)

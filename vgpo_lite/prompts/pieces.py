@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from vgpo_lite.data_types import IMAGE_MARK
-from vgpo_lite.errors import ModelError
+from vgpo_lite.errors import ImageOrderError, ModelError
 from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.prompts.weaving import Part
 
@@ -84,8 +84,8 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
     stands between them.
 
     Raises:
-        ModelError: The chat template cannot be rendered, loses or repeats a part of the turn, or moves images away from
-            a text between them.
+        ImageOrderError: The chat template moves images away from a text between them.
+        ModelError: It cannot be rendered, or loses or repeats a part of the turn.
     """
     slots = iter(range(len(layout.texts)))
     content = [
@@ -111,10 +111,10 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
         )
     order = "t".join("i" * segment.count(placeholder) for segment in segments)
     if order != layout.pattern and "t" in layout.pattern.strip("t"):
-        raise ModelError(
-            f"a question has text between its {images} images, and the model's chat template moves them away from it: "
-            "no text could tell which of them it speaks of. Write the marks side by side, or use a model whose "
-            "template leaves images in place."
+        raise ImageOrderError(
+            f"there is text between its {images} images, and the model's chat template moves them away from it: no "
+            "text could tell which of them it speaks of. Write the marks side by side, or use a model whose template "
+            "leaves images in place."
         )
     trims = tuple((not left, not right) for left, right in zip(pieces[1::4], pieces[3::4], strict=True))
     return Frame(tuple(segments), trims)

@@ -62,6 +62,10 @@ class Showing(Protocol):
         """The sizes that the images of one prompt are given before the processor sees them; most stay as they are."""
         ...
 
+    def bounds(self, images: int) -> bool:
+        """Whether the pixel budget has a say in how prompts with so many images show them."""
+        ...
+
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         """The processor's `images_kwargs` that keep images within the pixel budget."""
         ...
@@ -86,6 +90,9 @@ class _Usual:
 
     def given(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Size]:
         return list(sizes)
+
+    def bounds(self, images: int) -> bool:
+        return images > 0
 
 
 class Whole(_Usual):
@@ -170,6 +177,9 @@ class Pooled(_Usual):
     def token(self, processor: Processor) -> tuple[str, int]:
         return processor.tokenizer.image_token, processor.tokenizer.image_token_id
 
+    def bounds(self, images: int) -> bool:
+        return False
+
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         return {"do_pan_and_scan": False}
 
@@ -195,6 +205,9 @@ class Joined(_Usual):
         images = processor.image_processor
         canvases, tile = images.image_grid_pinpoints, images.size["height"]
         return [canvas_fit(size, canvases=canvases, tile=tile, max_pixels=data.pixel_budget) for size in sizes]
+
+    def bounds(self, images: int) -> bool:
+        return images == 1
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         return {}
