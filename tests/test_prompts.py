@@ -29,7 +29,6 @@ from vgpo_lite.prompts import (
     INSTRUCTIONS,
     encode_prompt,
     image_grids,
-    image_tokens,
     largest_prompt,
     prompt_image_tokens,
     prompt_lengths,
@@ -160,7 +159,7 @@ def test_each_image_stands_at_its_own_mark(processor: Any) -> None:
     counts = [len(run) for run in runs if run]
     merged = processor.image_processor.merge_size**2
     assert counts == (prompt.vision["image_grid_thw"].prod(-1) // merged).tolist()
-    assert counts == [image_tokens((280, 280), processor, DIRECT), image_tokens((112, 56), processor, DIRECT)]
+    assert counts == list(prompt_image_tokens([(280, 280), (112, 56)], processor, DIRECT))
     assert prompt.text.index("A ") < prompt.text.index("<|image_pad|>") < prompt.text.index(" B ")
     assert prompt.text.count("<|image_pad|>") == 2
 
@@ -245,7 +244,7 @@ def test_images_fit_the_pixel_budget_in_whole_tokens(
         _, rows, columns = prompt.vision["image_grid_thw"][0].tolist()
         tokens = int(prompt.image_mask.sum())
         assert rows % merge == columns % merge == 0
-        assert tokens == rows * columns // merge**2 == image_tokens((height, width), processor, data)
+        assert tokens == rows * columns // merge**2 == sum(prompt_image_tokens([(height, width)], processor, data))
         thin = min(rows, columns) == merge and tokens <= 100  # sides are let in up to 1 : 100
         assert budget[0] <= tokens * factor**2
         assert tokens * factor**2 <= budget[1] or thin
@@ -253,7 +252,7 @@ def test_images_fit_the_pixel_budget_in_whole_tokens(
 
 def test_the_default_budget_is_512_tokens_of_28_pixels_or_392_of_32(processors: dict[str, Any]) -> None:
     for name, tokens in ((QWEN2_VL, 512), (QWEN2_5_VL, 512), (QWEN3_VL, 392)):
-        assert image_tokens((4000, 8000), processors[name], DataConfig()) == tokens
+        assert sum(prompt_image_tokens([(4000, 8000)], processors[name], DataConfig())) == tokens
 
 
 def test_lengths_without_pixels_equal_those_of_whole_prompts(processor: Any) -> None:
@@ -310,7 +309,7 @@ class Miscounting:
 
 def test_image_tokens_and_image_features_must_be_equal_in_number(processor: Any) -> None:
     miscounting: Processor = Miscounting(processor)
-    tokens = image_tokens((320, 320), processor, DIRECT)
+    tokens = sum(prompt_image_tokens([(320, 320)], processor, DIRECT))
     with pytest.raises(DataError, match=f"{tokens - 1} of them image tokens, where {tokens} and {tokens} are expected"):
         encode_prompt(sample("<image>?", picture(320, 320)), miscounting, DIRECT)
 
@@ -617,6 +616,14 @@ def test_a_special_token_spelt_in_a_question_is_text_to_gemma(gemma: Any, token:
     assert prompt.input_ids.tolist().count(special) == plain.input_ids.tolist().count(special)
     assert prompt.image_mask.sum() == SEQUENCE
     assert prompt_lengths([outline_of(row)], gemma, DIRECT) == [len(prompt.input_ids)]
+
+
+def test_a_special_token_that_is_blank_is_text_too(tmp_path: Path) -> None:
+    processor = AutoProcessor.from_pretrained(write_model(tmp_path / "model", GEMMA3))
+    processor.tokenizer.add_tokens([AddedToken("\t\t", special=True, normalized=False)])
+    special = processor.tokenizer.convert_tokens_to_ids("\t\t")
+    assert special in processor.tokenizer("a\t\tb")["input_ids"]
+    assert special not in encode_prompt(sample("a\t\tb"), processor, DIRECT).input_ids.tolist()
 
 
 def test_runs_of_line_ends_are_the_tokens_that_gemma_was_trained_with(gemma: Any) -> None:

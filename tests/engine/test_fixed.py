@@ -38,7 +38,10 @@ def little_room(monkeypatch):
 
 
 class Recorder:
-    """Stands in for capturing: what it hands out runs the function again and leaves the result where it first was."""
+    """Stands in for capturing: what it hands out runs the function again and leaves the result where it first was.
+
+    As in a graph, a number that Python has read stays what it was: the cache's count of tokens is put back meanwhile.
+    """
 
     def __init__(self, fails=None):
         self.fails = fails
@@ -48,11 +51,16 @@ class Recorder:
         if self.fails is not None:
             raise GraphError(self.fails)
         self.captures += 1
-        states = run()
+        cache = run.__self__._cache
+        captured_at, states = cache.tokens, run()
 
         def replay():
             self.replays += 1
-            return states.copy_(run())
+            now, cache.tokens = cache.tokens, captured_at
+            try:
+                return states.copy_(run())
+            finally:
+                cache.tokens = now
 
         return replay
 
@@ -81,10 +89,11 @@ def test_fixed_steps_give_the_same_completions_values_and_focus(model_type, sign
             torch.testing.assert_close(ours.decode_focus, theirs.decode_focus, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "gemma3"])
 @pytest.mark.parametrize("eos_ids", [(), MANY_ENDS], ids=["to the limit", "rows that end early"])
-def test_what_is_replayed_reads_and_writes_the_same_places(monkeypatch, recorder, eos_ids):
-    policy = make_policy(eos_ids=eos_ids)
-    expected = sample_groups(policy, PROMPTS, SAMPLING, places=range(4))
+def test_what_is_replayed_reads_and_writes_the_same_places(monkeypatch, recorder, eos_ids, model_type):
+    policy, prompts = make_policy(model_type, eos_ids=eos_ids), prompts_of(model_type)
+    expected = sample_groups(policy, prompts, SAMPLING, places=range(4))
     seen: list[tuple[int, ...]] = []
     forward = rollout._Batch._forward
 
@@ -95,7 +104,7 @@ def test_what_is_replayed_reads_and_writes_the_same_places(monkeypatch, recorder
         return states
 
     monkeypatch.setattr(rollout._Batch, "_forward", watched)
-    assert_same(sample_groups(policy, PROMPTS, SAMPLING, places=range(4), plan=FIXED), expected)
+    assert_same(sample_groups(policy, prompts, SAMPLING, places=range(4), plan=FIXED), expected)
     moves = sorted({moved for moved, *_ in seen})
     assert len(set(seen)) == len(moves)  # one set of addresses until they move
     steps = [sum(own == moved for own, *_ in seen) for moved in moves]
@@ -107,8 +116,9 @@ def test_what_is_replayed_reads_and_writes_the_same_places(monkeypatch, recorder
         assert recorder.captures == 4
 
 
-def test_a_step_asks_nothing_of_the_cpu(monkeypatch):
-    policy, called = make_policy(quantized=True), set()
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "gemma3"])
+def test_a_step_asks_nothing_of_the_cpu(monkeypatch, model_type):
+    policy, prompts, called = make_policy(model_type, quantized=True), prompts_of(model_type), set()
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -123,7 +133,7 @@ def test_a_step_asks_nothing_of_the_cpu(monkeypatch):
         return watched
 
     capturing(monkeypatch, capture)
-    sample_groups(policy, PROMPTS[:2], SAMPLING, places=range(2), plan=replace(FIXED, focus_signal="attention"))
+    sample_groups(policy, prompts[:2], SAMPLING, places=range(2), plan=replace(FIXED, focus_signal="attention"))
     assert "aten.index_copy_" in called
     assert not called & NEEDS_THE_CPU
 

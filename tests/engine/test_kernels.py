@@ -173,9 +173,10 @@ class _NoNumbers(FlashOnCpu):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("head_size", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_masks_are_trusted_to_the_fused_kernel_of_a_gpu(dtype):
-    query = torch.zeros(1, 1, 1, 64, dtype=dtype, device="cuda")
+def test_masks_are_trusted_to_the_fused_kernel_of_a_gpu(dtype, head_size):
+    query = torch.zeros(1, 1, 1, head_size, dtype=dtype, device="cuda")
     assert isinstance(kernel_for(query, masked=True), EfficientOnCuda)
 
 

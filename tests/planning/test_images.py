@@ -9,7 +9,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from vgpo_lite.planning import cropped_tiles, resized, split_tiles, tiles_per_side
+from vgpo_lite.planning import cropped_tiles, preset_architectures, resized, split_tiles, tiles_per_side
 
 
 def test_grids_are_those_of_the_familys_processor():
@@ -39,6 +39,12 @@ def test_tiles_and_the_whole_image_beside_them_stay_within_the_budget():
         side = tiles_per_side(16, max_pixels=pixels)
         assert (side**2 + (side > 1)) * 256 <= pixels or side == 1
         assert ((side + 1) ** 2 + 1) * 256 > pixels
+
+
+def test_an_image_of_gemma_is_one_square_whatever_the_budget():
+    vision = preset_architectures()["gemma3-4b"].vision
+    assert [vision.tokens_within(pixels) for pixels in (784, 401_408, 5_000_000)] == [256, 256, 256]
+    assert vision.patches_of(256, pixels=401_408) == 64 * 64
 
 
 def test_tiles_are_those_that_internvl_crops_an_image_into():

@@ -85,13 +85,18 @@ def advice(config: RunConfig, job: Job | None) -> str:
     ways = [] if job is None else ways_out(job)
     told = f"By the plan of memory each of these would fit: {'; '.join(ways)}." if ways else ""
     if len(ways) < WAYS:
-        others = [f"--set {entry}" for entry in settings_that_need_less(config)]
+        scales_images = job is None or not job.model.vision.is_one_tile
+        others = [f"--set {entry}" for entry in settings_that_need_less(config, scales_images=scales_images)]
         told += f" Each of these needs less: {'; '.join(way for way in others if way not in ways)}."
     return told.strip()
 
 
-def settings_that_need_less(config: RunConfig) -> list[str]:
+def settings_that_need_less(config: RunConfig, *, scales_images: bool = True) -> list[str]:
     """Three settings, as `key=value`, each of which needs less memory for one completion than `config` does.
+
+    Args:
+        config: The settings of the run.
+        scales_images: Whether the pixel budget bounds the model's images.
 
     >>> from vgpo_lite.config.schema import RunConfig
     >>> settings_that_need_less(RunConfig(engine="batched"))
@@ -101,7 +106,7 @@ def settings_that_need_less(config: RunConfig) -> list[str]:
     choices = [
         ("engine=shared", config.engine == "batched"),
         ("quantization=nf4", config.quantization == "none"),
-        (f"data.max_pixels={data.pixel_budget // 2}", data.pixel_budget // 2 >= data.min_pixels),
+        (f"data.max_pixels={data.pixel_budget // 2}", scales_images and data.pixel_budget // 2 >= data.min_pixels),
         (f"max_completion_length={config.max_completion_length // 2}", config.max_completion_length > 1),
         ("lora.vision=false", config.lora.vision),
         (f"data.max_prompt_length={data.max_prompt_length // 2}", data.max_prompt_length >= 32),

@@ -32,8 +32,9 @@ TRIAL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-
 sizes 16 to 128: 2e-6, 2e-2 and 2e-3; a wrong mask, scale or log-sum-exp differs by more than 0.1."""
 
 
-TRIAL_TOKENS, TRIAL_KEYS = 40, 37
-"""Of a trial; the second with masks, whose rows must be aligned whatever their length."""
+TRIAL_TOKENS, TRIAL_KEYS = 40, 197
+"""Of a trial; the second with masks: several of a kernel's blocks, and rows that must be aligned whatever their length.
+"""
 
 BIAS_ALIGNMENT = 16
 """Numbers a row of what is added to the scores is filled up to, as torch itself does before it calls the kernel."""
@@ -208,8 +209,10 @@ def _error(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: 
     generator, context = torch.Generator().manual_seed(0), TRIAL_KEYS if masked else TRIAL_TOKENS
     shapes = ((4, TRIAL_TOKENS), (2, context), (2, context), (4, TRIAL_TOKENS))
     drawn = [torch.randn(1, *shape, head_size, generator=generator).to(device, dtype) for shape in shapes]
-    mask = (torch.rand(TRIAL_TOKENS, context, generator=generator) > 0.5).to(device)
+    mask = torch.rand(TRIAL_TOKENS, context, generator=generator) > 0.5
     mask[0] = False  # a query that sees nothing
+    mask[1:8, :-5] = False  # and some that see only what comes last, as behind a window
+    mask = mask.to(device)
     errors = []
     for causal, seen in [(False, mask)] if masked else [(True, None), (False, None)]:
         exact = _tried(PlainKernel(), [tensor.float() for tensor in drawn], causal=causal, mask=seen)
@@ -264,7 +267,7 @@ def _added(mask: Tensor | None, like: Tensor) -> Float[Tensor, "token context"] 
     """What is added to the scores: 0 where a query sees a key, otherwise -inf."""
     if mask is None:
         return None
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, float("-inf"))
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, float("-inf"))
 
 
 def _aligned(mask: Tensor | None, query: Tensor) -> Float[Tensor, "batch head token context"] | None:

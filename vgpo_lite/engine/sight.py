@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def prompt_sight(
-    length: int, *, window: int | None, image_blocks: Int[Tensor, " prompt"] | None
+    length: int,
+    *,
+    window: int | None,
+    image_blocks: Int[Tensor, " prompt"] | None,
+    device: torch.device | None = None,
 ) -> Bool[Tensor, "prompt prompt"] | None:
     """What each token of a prompt sees of it; None: itself and all that stands before it.
 
@@ -35,6 +39,7 @@ def prompt_sight(
         window: Of the layer; None: it has none.
         image_blocks: The image each token belongs to, from 0; -1 where it belongs to none. Tokens of one image see each
             other, inside the window. None: no image does that.
+        device: Where the mask will be used; None: on the CPU.
 
     >>> prompt_sight(4, window=2, image_blocks=torch.tensor([-1, 0, 0, -1])).int().tolist()
     [[1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
@@ -43,11 +48,11 @@ def prompt_sight(
         window = None  # nothing is that far back
         if image_blocks is None:
             return None
-    device = None if image_blocks is None else image_blocks.device
     place = torch.arange(length, device=device)
     sight = place[:, None] >= place
     if image_blocks is not None:
-        sight |= (image_blocks[:, None] == image_blocks) & (image_blocks >= 0)
+        blocks = image_blocks.to(place.device)
+        sight |= (blocks[:, None] == blocks) & (blocks >= 0)
     if window is not None:
         sight &= place > place[:, None] - window
     return sight
@@ -86,5 +91,4 @@ def completion_sight(
         return CompletionSight(None, None)
     keys = torch.arange(shared, device=device) if places is None else places.to(device)
     prompt = keys > layout.places().to(device)[:, None] + shared - window
-    own = prompt_sight(longest, window=window, image_blocks=None)
-    return CompletionSight(prompt, None if own is None else own.to(device))
+    return CompletionSight(prompt, prompt_sight(longest, window=window, image_blocks=None, device=device))

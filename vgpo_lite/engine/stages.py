@@ -61,9 +61,13 @@ class PromptStage:
         return prompt_attention(query, key, value, sight, scale=scale).transpose(1, 2)
 
     def _sight(self, window: int | None, query: Tensor) -> Bool[Tensor, "prompt prompt"] | None:
+        length = query.shape[2]
+        if window is not None and window >= length:
+            window = None  # sees as much: one mask serves both
         if window not in self._sights:
-            sight = prompt_sight(query.shape[2], window=window, image_blocks=self._image_blocks)
-            self._sights[window] = None if sight is None else sight.to(query.device)
+            self._sights[window] = prompt_sight(
+                length, window=window, image_blocks=self._image_blocks, device=query.device
+            )
         return self._sights[window]
 
 
@@ -90,7 +94,7 @@ class CompletionStage:
         self._layout = layout
         self._windows = windows
         self._places = places or {}
-        self._sights: dict[tuple[int | None, bool], CompletionSight] = {}
+        self._sights: dict[tuple[int | None, int | None], CompletionSight] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
         """Each completion sees the prompt and itself, as far back as the layer's window goes."""
@@ -102,7 +106,7 @@ class CompletionStage:
 
     def _sight(self, layer: int, query: Tensor) -> CompletionSight:
         places = self._places.get(layer)
-        kind = self._windows[layer], places is None
+        kind = self._windows[layer], None if places is None else layer
         if kind not in self._sights:
             self._sights[kind] = completion_sight(
                 self._layout, window=self._windows[layer], places=places, device=query.device

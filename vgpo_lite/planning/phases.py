@@ -150,15 +150,19 @@ def focus_bytes(job: Job, *, rows: int) -> int:
 def mask_bytes(job: Job, *, prompt: int, flat: int) -> int:
     """What says which keys each token sees, where layers see a window and images see themselves (`engine.sight`).
 
-    One of bools for each kind of layer, and the one at hand once more in numbers that are added to the scores.
+    One of bools for each kind of layer; the one at hand once more, turned over and in numbers to be added to scores.
     """
     window, length = job.model.window, job.config.max_completion_length
-    if not window or job.config.engine == "batched":
+    if not window:
         return 0
-    prompt_kinds = 2 if job.prompt.image_tokens else int(window < prompt)
-    own = prompt**2 * prompt_kinds, flat * prompt * (prompt + length > window) + length**2 * (length > window)
-    widest = max(prompt**2 * bool(prompt_kinds), own[1])
-    return sum(own) + job.itemsize * widest
+    if job.config.engine == "batched":  # transformers' own, for copies of the prompt with completions behind them
+        row = job.prompt.tokens + (length if flat else 0)
+        rows = flat // row or 1
+        return rows * row**2 * (2 + job.itemsize)
+    narrow = int(window < prompt)  # a wider window sees as much of a prompt as layers without one
+    of_prompt = prompt**2 * (1 + narrow if job.prompt.image_tokens else narrow)
+    of_completions = flat * prompt * (prompt + length > window) + length**2 * (length > window)
+    return of_prompt + of_completions + (1 + job.itemsize) * max(min(of_prompt, prompt**2), of_completions)
 
 
 def score_parts(job: Job) -> dict[str, int]:

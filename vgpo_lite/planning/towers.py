@@ -57,6 +57,7 @@ class Vision:
         block_scales: Numbers of a block beside its linear layers and norms.
         connector: Parameters of what turns the last block's patches into tokens.
         tile: Pixels of a tile's side, where images are cut into tiles of one size; 0: they are not.
+        is_one_tile: Whether every image is one tile, whatever its size and the pixel budget.
         joins_tiles: Whether the tiles of a prompt's only image become one map whose rows end with a token of their own,
             and each of several images is one tile and such a token.
         keeps_states: Whether the model holds what goes on between all blocks until the tower is through.
@@ -79,6 +80,7 @@ class Vision:
     block_scales: int = 0
     connector: int
     tile: int = 0
+    is_one_tile: bool = False
     joins_tiles: bool = False
     keeps_states: bool = False
     deepstack: int = 0
@@ -105,6 +107,8 @@ class Vision:
 
     def tokens_within(self, pixels: int) -> int:
         """The most tokens of an image under a pixel budget: never fewer than one, or than those of a tile."""
+        if self.is_one_tile:
+            return self.tile_tokens
         if self.joins_tiles:
             return most_joined_tokens(self.tile_tokens, self._canvas_tiles(pixels))
         return max(pixels // self.token_side**2, self.tile_tokens, 1)
@@ -234,7 +238,7 @@ def _gemma3(config: Mapping[str, Any]) -> Vision:
     tokens_per_side = math.isqrt(config.get("mm_tokens_per_image", 256))
     merge = vision["image_size"] // vision["patch_size"] // tokens_per_side  # pooled
     connector = vision["hidden_size"] * (1 + output)  # a norm and a matrix
-    return _siglip(vision, merge=merge, connector=connector, output=output, depth=12)
+    return replace(_siglip(vision, merge=merge, connector=connector, output=output, depth=12), is_one_tile=True)
 
 
 def _internvl(config: Mapping[str, Any]) -> Vision:

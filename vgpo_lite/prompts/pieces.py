@@ -161,17 +161,12 @@ def _resized(image: Image.Image, size: Size) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def image_tokens(size: tuple[int, int], processor: Processor, data: DataConfig) -> int:
-    """Tokens that a prompt's only image takes, of height and width in pixels, under the pixel budget; at least one.
-
-    Marks that the model writes around and between them are text, and not counted.
-    """
-    [tokens] = prompt_image_tokens([size], processor, data)
-    return tokens
-
-
 def prompt_image_tokens(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> tuple[int, ...]:
-    """Tokens of each image of one prompt: some processors show several images otherwise than a lone one."""
+    """Tokens of each image of one prompt, of height and width in pixels, under the pixel budget; at least one each.
+
+    Some processors show several images otherwise than a lone one. Marks that the model writes around and between an
+    image's tokens are text, and not counted.
+    """
     token, _ = showing_of(processor).token(processor)
     return tuple(shown.features(token) for shown in shown_images(sizes, processor, data))
 
