@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from vgpo_lite.models.hub import TINY
 from vgpo_lite.units import percent
@@ -134,16 +135,16 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
         source: Path of the folder from where the card lies, or its name on the hub.
     """
     text, tokens = (_DEFAULT_TEXT, _DEFAULT_TOKENS) if record is None else (record.example, record.max_new_tokens)
-    ask = _ASK.format(text=json.dumps(text, ensure_ascii=False), tokens=tokens)
+    ask = _ASK.format(text=_literal(text), tokens=tokens)
     told = {} if record is None else record.image_options
-    pixels = "".join(f", {name}={json.dumps(value)}" for name, value in told.items())
+    pixels = "".join(f", {name}={_literal(value)}" for name, value in told.items())
     if kind == "merged" or record is None:
         return f"```python\n{_MERGED.format(source=source, processor_options=pixels)}\n{ask}\n```"
     is_tiny = record.model == TINY
     load = _ADAPTER.format(
         source=source,
         imported="\nfrom vgpo_lite.models.tiny import TINY_PATH" if is_tiny else "",
-        base="TINY_PATH" if is_tiny else json.dumps(record.model),
+        base="TINY_PATH" if is_tiny else _literal(record.model),
         revision=f'revision="{record.revision}", ' if record.revision else "",
         processor_options=(f', revision="{record.revision}"' if record.revision else "") + pixels,
     )
@@ -153,6 +154,17 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
 def citation() -> str:
     """Whom to cite for the method."""
     return f"## Citation\n\nThe method; this program is written from its equations.\n\n```bibtex\n{_BIBTEX}\n```"
+
+
+def _literal(value: Any) -> str:
+    """A value that came from JSON, as a program writes it.
+
+    >>> print(_literal({"size": {"longest_edge": 512}, "do_pan_and_scan": False, "mode": None}))
+    {"size": {"longest_edge": 512}, "do_pan_and_scan": False, "mode": None}
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(name)}: {_literal(each)}" for name, each in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _cell(words: str) -> str:
