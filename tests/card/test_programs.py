@@ -3,6 +3,8 @@ but the picture."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.hub.models import SMALLEST_OF_EACH_FAMILY, write_model
-from tests.hub.tiled import LLAVA_ONEVISION
+from tests.hub.tiled import LLAVA_ONEVISION, TILE
 from vgpo_lite.card.parts import snippet
 from vgpo_lite.card.record import TrainingRecord, read_record, record_bytes
 from vgpo_lite.config.schema import DataConfig, RunConfig
@@ -68,6 +70,7 @@ def record_of(processor: Any, data: DataConfig) -> TrainingRecord:
         example=user_text(QUESTION, data),
         max_new_tokens=2,
         image_options=dict(showing.options(processor, data)),
+        canvas_pixels=showing.canvas_pixels(processor, data),
         quantization="nf4",
     )
 
@@ -78,6 +81,26 @@ def check(inputs: Any, prompt: Any) -> None:
         torch.testing.assert_close(inputs[name].cpu(), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALLEST_OF_EACH_FAMILY if name != LLAVA_ONEVISION])
+@pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
 def test_a_cards_program_asks_a_model_of_each_family_as_training_does(asking: Any, name: str) -> None:
     check(*asking(name)(Image.effect_noise((300, 500), 90).convert("RGB"), direct(20_000)))
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (60, 80), (700, 10), (57, 57), (112, 113), (400, 400)])
+@pytest.mark.parametrize("tiles", [1, 3, 5, 40])
+def test_a_cards_program_scales_an_image_of_any_size_as_training_does(asking: Any, size: Any, tiles: int) -> None:
+    check(*asking(LLAVA_ONEVISION)(Image.effect_noise(size, 90).convert("RGB"), direct(tiles * TILE**2)))
+
+
+def test_a_program_of_a_record_that_tells_of_no_canvas_scales_nothing(asking: Any, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", LLAVA_ONEVISION)
+    record = record_of(processor_alone(RunConfig(model=str(folder))), direct(20_000))
+    assert record.canvas_pixels == 5 * TILE**2  # 20,000 pixels are six tiles of 56 x 56, one of them the whole image
+    assert "resize" in snippet(record, kind="adapter", source=".")
+    assert "resize" not in snippet(dataclasses.replace(record, canvas_pixels=None), kind="adapter", source=".")
+    told = json.loads(record_bytes(record))
+    del told["canvas_pixels"]  # as in records written before there was one
+    (tmp_path / "training.json").write_text(json.dumps(told))
+    older = read_record(tmp_path)
+    assert older is not None
+    assert older.canvas_pixels is None
