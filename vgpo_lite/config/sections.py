@@ -22,7 +22,8 @@ class FocusConfig(Section):
     """How focus on the image is read and turned into weights (arXiv 2604.09349, Eq. 3-11)."""
 
     signal: Literal["attention", "similarity"] = "attention"
-    """What the last layer is asked for: attention mass on the image tokens, or the paper's similarity (Eq. 4)."""
+    """What focus is: attention mass on the image tokens in the last layer that sees the whole prompt, or the paper's
+    similarity of last states (Eq. 4)."""
     beta: Annotated[float, Field(ge=0)] = 0.3
     """Strength of the compensation, >= 0 (Eq. 6)."""
     gamma: Share = 0.5
@@ -179,7 +180,7 @@ class MemoryConfig(Section):
     logprob_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Tokens whose logits exist at one time; auto: 256, or fewer where they do not fit."""
     focus_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Tokens whose last-layer attention exists at one time; auto: 256, or fewer where they do not fit."""
+    """Tokens whose attention, as focus reads it, exists at one time; auto: 256, or fewer where they do not fit."""
     decode_graph: bool | Auto = "auto"
     """Whether keys and values of completions lie in room that is there beforehand, so that a GPU runs the steps of
     decoding as CUDA graphs, which are far quicker to start; not for engine=batched. auto: on a GPU."""
