@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from tests.hub.models import SMALLEST_OF_EACH_FAMILY, write_model
 from tests.hub.tiled import LLAVA_ONEVISION, TILE
@@ -84,6 +85,25 @@ def check(inputs: Any, prompt: Any) -> None:
 @pytest.mark.parametrize("name", SMALLEST_OF_EACH_FAMILY)
 def test_a_cards_program_asks_a_model_of_each_family_as_training_does(asking: Any, name: str) -> None:
     check(*asking(name)(Image.effect_noise((300, 500), 90).convert("RGB"), direct(20_000)))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST_OF_EACH_FAMILY if name != LLAVA_ONEVISION])
+def test_options_of_a_card_do_the_same_in_the_file_that_servers_read(name: str, tmp_path: Path) -> None:
+    folder, data = write_model(tmp_path / "model", name), direct(20_000)
+    processor = processor_alone(RunConfig(model=str(folder)))
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(showing_of(processor).options(processor, data))))
+    picture = Image.effect_noise((300, 500), 90).convert("RGB")
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": user_text(QUESTION, data)}]
+    inputs = AutoProcessor.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    sample = Sample(sample_id="a", question=f"<image>{QUESTION}", answer=None, images=(picture,))
+    check(inputs, encode_prompt(sample, processor, data))
 
 
 @pytest.mark.parametrize("size", [(300, 500), (500, 300), (60, 80), (700, 10), (57, 57), (112, 113), (400, 400)])
