@@ -81,10 +81,10 @@ class DataConfig(Section):
     require_image: bool = True
     """Whether a row without an image is dropped (and counted)."""
     max_pixels: Annotated[int, Field(ge=3136)] | Auto = 401_408
-    """Pixel budget of one image; larger ones are scaled down. 401,408 = 512 image tokens of 28 x 28 pixels. auto: that,
-    or less where it does not fit into memory."""
+    """Pixel budget of one image; larger ones are scaled down, or shown in fewer tiles. 401,408 = 512 image tokens of
+    28 x 28 pixels. auto: that, or less where it does not fit into memory. Gemma 3 shows every image in one size."""
     min_pixels: Annotated[int, Field(ge=784)] = 3136
-    """Smaller images are scaled up to it."""
+    """Smaller images are scaled up to it, by Qwen's families alone."""
     max_prompt_length: Annotated[int, Field(ge=16)] = 4096
     """Rows whose encoded prompt is longer (tokens, image tokens included) are dropped and counted; nothing is cut."""
     max_bad_rows: Share = 0.05
