@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from tests.cheap_runs import small_disk
 from tests.hub.data import picture
-from tests.hub.models import QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
+from tests.hub.models import GEMMA3, QWEN2_VL, QWEN3_VL, SMALLEST_OF_EACH_FAMILY, UNTIED, write_model
 from vgpo_lite.config.schema import LoraSettings, RunConfig
 from vgpo_lite.errors import CheckpointError, ConfigError, HardwareError, MergeError, StorageError
 from vgpo_lite.export import merge
@@ -224,6 +224,19 @@ def test_an_update_that_bfloat16_rounds_away_is_kept_in_float32_and_the_card_say
     with pytest.raises(MergeError, match=r"rounding costs [0-9]+% of the update"):
         merge(adapter, tmp_path / "narrow", dtype="bfloat16", verify=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged", "unverified"]
+
+
+def test_no_merge_is_stored_in_a_format_that_its_model_cannot_be_computed_in(
+    published: None, trained, hub: HubServer, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(hub.repositories["models", GEMMA3].snapshots["main"].folder, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
+    _, adapter = trained(size=LARGE, model=str(folder))
+    with pytest.raises(ConfigError, match=r"base.* would be stored in float16.*Choose dtype=bfloat16 or dtype=float32"):
+        merge(adapter, tmp_path / "merged", dtype="float16")
+    assert not (tmp_path / "merged").exists()
+    assert merge(adapter, tmp_path / "merged", verify=False).dtype == "bfloat16"  # and not the checkpoint's own
 
 
 def test_merging_back_to_4_bits_would_have_lost_the_update_that_a_merge_keeps(trained, tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from vgpo_lite.listening import Listener, MemoryPlan
     from vgpo_lite.models import Policy
     from vgpo_lite.planning import Architecture
-    from vgpo_lite.processes import Told, team
-from vgpo_lite.prompts import Processor
+    from vgpo_lite.prompts import Processor
 
 UNGRADABLE = "gold does not grade itself"
 IMAGES_MOVED = "text between images, which the model's chat template moves"

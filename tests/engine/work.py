@@ -144,7 +144,7 @@ def plain_outcome(policy: Policy, group: RolloutGroup) -> Outcome:
 
 @torch.no_grad()
 def plain_focus(policy: Policy, group: RolloutGroup) -> tuple[Tensor, Tensor]:
-    """Both signals from the model's own outputs: eager attention weights of the last layer, states after the norm."""
+    """Both signals from the model's own outputs: eager attention weights of the focus layer, states after the norm."""
     bare, prompt = policy.family.bare(policy.model), group.prompt
     bare.set_attn_implementation({"text_config": "eager"})
     attention, similarity = torch.zeros(2, *group.completion_ids.shape)

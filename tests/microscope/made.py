@@ -54,7 +54,9 @@ def inspection(
         groups={"before": (completion,) * copies, "after": (completion,)},
     )
     hidden = None if reliance is None else "the last 7 of 28 layers"
-    return Inspection(title=title, facts={"model": "tiny"}, prompts=(prompt,), hidden_from=hidden)
+    return Inspection(
+        title=title, facts={"model": "tiny"}, prompts=(prompt,), focus_layer="layer 30 of 34", hidden_from=hidden
+    )
 
 
 def page_data(page: str) -> dict[str, Any]:

@@ -135,6 +135,11 @@ def test_hovering_over_a_token_changes_the_heat_map(browser: Browser) -> None:
     assert "token 2 of 3" in browser.run("document.querySelector('.told').textContent")
 
 
+def test_the_page_says_which_layer_the_maps_show(browser: Browser) -> None:
+    note = browser.run("document.querySelector('.note').innerText")
+    assert note.endswith("where the query that wrote it looked, in layer 30 of 34, averaged over the heads.")
+
+
 def test_arrow_keys_move_from_token_to_token(browser: Browser) -> None:
     browser.run("document.querySelector('.token').focus()")
     browser.press("ArrowRight")

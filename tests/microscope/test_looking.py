@@ -17,7 +17,7 @@ from vgpo_lite.engine import make_engine
 from vgpo_lite.engine.hiding import image_reliance
 from vgpo_lite.engine.maps import group_attention_maps
 from vgpo_lite.microscope import inspect_prompts
-from vgpo_lite.microscope.looking import hidden_from, on_cells, token_texts
+from vgpo_lite.microscope.looking import focus_layer, hidden_from, on_cells, token_texts
 from vgpo_lite.models import load_policy
 from vgpo_lite.prompts import Grid, encode_prompt
 from vgpo_lite.prompts.grids import joined_grid, squared_grid
@@ -60,6 +60,11 @@ def test_maps_are_the_models_own_eager_attention(model_type: str) -> None:
         expected = attentions[policy.family.capture_layer(policy.model)][0].mean(dim=0)[first - 1 : -1]
         torch.testing.assert_close(seen.on_prompt, expected[:, :first], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(seen.on_itself, expected[:, first:].sum(dim=-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "layer"), [("qwen2_vl", "layer 3 of 3"), ("gemma3", "layer 2 of 3")])
+def test_the_layer_of_the_maps_is_named(model_type: str, layer: str) -> None:
+    assert focus_layer(small_policy(model_type)) == layer  # Gemma's last one sees a window
 
 
 def test_attention_on_tiles_is_drawn_where_they_are() -> None:

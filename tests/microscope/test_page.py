@@ -76,6 +76,12 @@ def test_numbers_are_those_of_the_completion() -> None:
     assert json.dumps([completion["reward"], completion["right"]]) == "[0.95, true]"
 
 
+def test_the_page_names_the_layer_that_the_maps_show_and_no_other() -> None:
+    page = inspection_page(inspection())
+    assert page_data(page)["focus_layer"] == "layer 30 of 34"
+    assert "last layer" not in page
+
+
 def test_losses_without_the_image_stand_beside_the_focus_they_are_compared_with() -> None:
     plain = page_data(inspection_page(inspection()))
     assert plain["hidden_from"] is None

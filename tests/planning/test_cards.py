@@ -69,6 +69,16 @@ def test_a_7b_model_is_refused_on_8_gb():
         fitted(job, limit_bytes=wanted_limit(job.config))
 
 
+def test_a_t4_computes_gemma_in_float32_as_its_recipe_says():
+    job = job_on("t4", "gemma3-4b")
+    with pytest.raises(HardwareError, match="set dtype=float32"):
+        fitted(job, limit_bytes=wanted_limit(job.config))
+    job = job.with_config(load_config(model="gemma3-4b", gpu="t4", overrides=["dtype=float32"]))
+    assert fitted(job, limit_bytes=wanted_limit(job.config))[1].fits
+    recipe = (Path(cards.__file__).parents[1] / "recipes" / "gpus" / "t4.yaml").read_text()
+    assert "--set dtype=float32" in recipe.splitlines()[0]
+
+
 def test_a_t4_computes_in_float16():
     config = load_config(model="qwen2-vl-2b", gpu="t4", recipe="vgpo")
     assert config.dtype == "float16"

@@ -1,6 +1,7 @@
 """How much each token looks at the image, in [0, 1]: cosine similarity (Eq. 3-4) or attention mass.
 
-Both read the last layer only, and neither carries a gradient: focus is a constant of the objective.
+Similarity reads the last states, attention one layer: the last that sees the whole prompt, which is the last one in
+most families. Neither carries a gradient: focus is a constant of the objective.
 """
 
 from __future__ import annotations

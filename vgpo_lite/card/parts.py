@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from vgpo_lite.models.hub import TINY
 from vgpo_lite.units import percent
@@ -26,8 +27,8 @@ _BIBTEX = """\
 }"""
 
 _ASK = """\
-image = Image.new("RGB", (224, 224), "white")  # or yours: Image.open("picture.png")
-text = {text}
+image = Image.new("RGB", (224, 224), "white")  # or yours: Image.open("picture.png").convert("RGB")
+{scaling}text = {text}
 messages = [{{"role": "user", "content": [{{"type": "image", "image": image}}, {{"type": "text", "text": text}}]}}]
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -35,10 +36,22 @@ inputs = processor.apply_chat_template(
 output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)
 print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
+_SCALING = """\
+# As in training: an image whose canvas holds more than {most:,} pixels is scaled down to one that does not
+size, canvases = (image.height, image.width), processor.image_processor.image_grid_pinpoints
+if prod(select_best_resolution(size, canvases)) > {most}:
+    high, wide = select_best_resolution(size, [canvas for canvas in canvases if prod(canvas) <= {most}])
+    scale = min(high / image.height, wide / image.width)
+    fitting = min(ceil(image.width * scale), wide), min(ceil(image.height * scale), high)
+    image = image.resize(fitting, Image.Resampling.BICUBIC)
+"""
+
+_SCALING_IMPORT = "\nfrom transformers.image_processing_utils import select_best_resolution"
+
 _ADAPTER = """\
-from peft import PeftModel
+{first}from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor{imported}
+from transformers import AutoModelForImageTextToText, AutoProcessor{last}
 
 source = "{source}"  # the folder with the adapter, or its name on the hub
 base = {base}
@@ -48,8 +61,8 @@ processor = AutoProcessor.from_pretrained(base{processor_options})
 """
 
 _MERGED = """\
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+{first}from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor{last}
 
 source = "{source}"  # this folder, or its name on the hub
 model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto", device_map="auto")
@@ -134,16 +147,20 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
         source: Path of the folder from where the card lies, or its name on the hub.
     """
     text, tokens = (_DEFAULT_TEXT, _DEFAULT_TOKENS) if record is None else (record.example, record.max_new_tokens)
-    ask = _ASK.format(text=json.dumps(text, ensure_ascii=False), tokens=tokens)
-    told = {} if record is None else record.image_options
-    pixels = "".join(f", {name}={json.dumps(value)}" for name, value in told.items())
+    told, most = ({}, None) if record is None else (record.image_options, record.canvas_pixels)
+    scaling = "" if most is None else _SCALING.format(most=most)
+    ask = _ASK.format(text=_literal(text), tokens=tokens, scaling=scaling)
+    first, last = ("", "") if most is None else ("from math import ceil, prod\n\n", _SCALING_IMPORT)
+    pixels = "".join(f", {name}={_literal(value)}" for name, value in told.items())
     if kind == "merged" or record is None:
-        return f"```python\n{_MERGED.format(source=source, processor_options=pixels)}\n{ask}\n```"
+        load = _MERGED.format(source=source, processor_options=pixels, first=first, last=last)
+        return f"```python\n{load}\n{ask}\n```"
     is_tiny = record.model == TINY
     load = _ADAPTER.format(
         source=source,
-        imported="\nfrom vgpo_lite.models.tiny import TINY_PATH" if is_tiny else "",
-        base="TINY_PATH" if is_tiny else json.dumps(record.model),
+        first=first,
+        last=last + ("\nfrom vgpo_lite.models.tiny import TINY_PATH" if is_tiny else ""),
+        base="TINY_PATH" if is_tiny else _literal(record.model),
         revision=f'revision="{record.revision}", ' if record.revision else "",
         processor_options=(f', revision="{record.revision}"' if record.revision else "") + pixels,
     )
@@ -153,6 +170,17 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
 def citation() -> str:
     """Whom to cite for the method."""
     return f"## Citation\n\nThe method; this program is written from its equations.\n\n```bibtex\n{_BIBTEX}\n```"
+
+
+def _literal(value: Any) -> str:
+    """A value that came from JSON, as a program writes it.
+
+    >>> print(_literal({"size": {"longest_edge": 512}, "do_pan_and_scan": False, "mode": None}))
+    {"size": {"longest_edge": 512}, "do_pan_and_scan": False, "mode": None}
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(name)}: {_literal(each)}" for name, each in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _cell(words: str) -> str:

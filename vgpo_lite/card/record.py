@@ -51,6 +51,7 @@ class TrainingRecord:
         max_new_tokens: The limit of a completion in training.
         image_options: What the processor was told of the size of images in training, by its own names.
         quantization: What the adapter was trained over: `nf4` or `none`.
+        canvas_pixels: As in `prompts.showing.Showing.canvas_pixels`.
     """
 
     model: str
@@ -65,6 +66,7 @@ class TrainingRecord:
     max_new_tokens: int
     image_options: Mapping[str, Any]
     quantization: str
+    canvas_pixels: int | None = None
 
 
 def training_record(bench: Workbench, summary: RunSummary) -> TrainingRecord:
@@ -75,6 +77,7 @@ def training_record(bench: Workbench, summary: RunSummary) -> TrainingRecord:
         summary: How it ended; of a run that was resumed, metrics.jsonl tells the steps of its earlier processes.
     """
     policy = bench.policy
+    showing = showing_of(policy.processor)
     config = shareable(bench.config, revision=policy.revision, data_revision=bench.data_commit)
     return TrainingRecord(
         model=_base_name(policy),
@@ -87,8 +90,9 @@ def training_record(bench: Workbench, summary: RunSummary) -> TrainingRecord:
         recipe=shared_recipe(config),
         example=user_text(_EXAMPLE, config.data),
         max_new_tokens=config.max_completion_length,
-        image_options=dict(showing_of(policy.processor).options(policy.processor, config.data)),
+        image_options=dict(showing.options(policy.processor, config.data)),
         quantization=policy.quantization,
+        canvas_pixels=showing.canvas_pixels(policy.processor, config.data),
     )
 
 

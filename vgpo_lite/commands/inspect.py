@@ -142,7 +142,7 @@ def _of_question(config: RunConfig, asked: Question, *, causal: bool) -> Inspect
 
 
 def _inspection(config: RunConfig, policy: Policy, seen: tuple, *, causal: bool) -> Inspection:
-    from vgpo_lite.microscope import Inspection, hidden_from
+    from vgpo_lite.microscope import Inspection, focus_layer, hidden_from
 
     facts = {
         "model": config.model,
@@ -156,6 +156,7 @@ def _inspection(config: RunConfig, policy: Policy, seen: tuple, *, causal: bool)
         title=f"What {config.model} looks at",
         facts=facts,
         prompts=seen,
+        focus_layer=focus_layer(policy),
         hidden_from=hidden_from(policy) if causal else None,
     )
 

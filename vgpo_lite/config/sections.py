@@ -22,7 +22,8 @@ class FocusConfig(Section):
     """How focus on the image is read and turned into weights (arXiv 2604.09349, Eq. 3-11)."""
 
     signal: Literal["attention", "similarity"] = "attention"
-    """What the last layer is asked for: attention mass on the image tokens, or the paper's similarity (Eq. 4)."""
+    """What focus is: attention mass on the image tokens in the last layer that sees the whole prompt, or the paper's
+    similarity of last states (Eq. 4)."""
     beta: Annotated[float, Field(ge=0)] = 0.3
     """Strength of the compensation, >= 0 (Eq. 6)."""
     gamma: Share = 0.5
@@ -80,10 +81,10 @@ class DataConfig(Section):
     require_image: bool = True
     """Whether a row without an image is dropped (and counted)."""
     max_pixels: Annotated[int, Field(ge=3136)] | Auto = 401_408
-    """Pixel budget of one image; larger ones are scaled down. 401,408 = 512 image tokens of 28 x 28 pixels. auto: that,
-    or less where it does not fit into memory."""
+    """Pixel budget of one image; larger ones are scaled down, or shown in fewer tiles. 401,408 = 512 image tokens of
+    28 x 28 pixels. auto: that, or less where it does not fit into memory. Gemma 3 shows every image in one size."""
     min_pixels: Annotated[int, Field(ge=784)] = 3136
-    """Smaller images are scaled up to it."""
+    """Smaller images are scaled up to it, by Qwen's families alone."""
     max_prompt_length: Annotated[int, Field(ge=16)] = 4096
     """Rows whose encoded prompt is longer (tokens, image tokens included) are dropped and counted; nothing is cut."""
     max_bad_rows: Share = 0.05
@@ -179,7 +180,7 @@ class MemoryConfig(Section):
     logprob_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Tokens whose logits exist at one time; auto: 256, or fewer where they do not fit."""
     focus_chunk: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Tokens whose last-layer attention exists at one time; auto: 256, or fewer where they do not fit."""
+    """Tokens whose attention, as focus reads it, exists at one time; auto: 256, or fewer where they do not fit."""
     decode_graph: bool | Auto = "auto"
     """Whether keys and values of completions lie in room that is there beforehand, so that a GPU runs the steps of
     decoding as CUDA graphs, which are far quicker to start; not for engine=batched. auto: on a GPU."""

@@ -1,4 +1,4 @@
-"""Focus out of a forward that is made anyway: what is kept of the last layer, and what becomes of it.
+"""Focus out of a forward that is made anyway: what is kept of one layer or the last states, and what becomes of it.
 
 Nothing is hooked: attention comes from the onlooker that the model's attention calls (`models.attention`), similarity
 from the states after the final norm, which the language model returns.

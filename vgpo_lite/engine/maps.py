@@ -28,7 +28,7 @@ class AttentionMap(NamedTuple):
 
 @torch.no_grad()
 def group_attention_maps(policy: Policy, group: RolloutGroup) -> list[AttentionMap]:
-    """The last layer's attention of every completion of a group, without padding.
+    """Attention of every completion of a group in the last layer that sees the whole prompt, without padding.
 
     One plain forward per completion, with the model's own attention.
     """

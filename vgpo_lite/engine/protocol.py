@@ -39,7 +39,8 @@ class EngineSettings:
 
     Attributes:
         temperature: Of the log-probabilities, > 0.
-        focus_signal: What is read from the last layer.
+        focus_signal: What focus is: attention in the focus layer, the last that sees the whole prompt, or similarity of
+            last states.
         needs_focus: Whether focus trains. Otherwise it is only reported, and no pass is spent on it alone.
         decode_weights: What samples: the model as it trains, or a 16-bit copy of the language model's linear layers.
             `patient` sees to it.
@@ -48,7 +49,7 @@ class EngineSettings:
         rows_per_decode: Completions of a group decoded together, >= 1; None: all. Below a whole group, groups decode
             one by one. `patient` sees to it.
         logprob_chunk: Tokens whose logits exist at one time.
-        focus_chunk: Tokens whose last-layer attention exists at one time.
+        focus_chunk: Tokens whose attention in the focus layer exists at one time.
         recompute: Whether activations are recomputed in the backward pass instead of kept.
         decode_graph: Whether steps of decoding have fixed shapes and are a CUDA graph where there is a GPU.
     """

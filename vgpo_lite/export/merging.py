@@ -42,6 +42,7 @@ from vgpo_lite.models.merging import (
     without_quantization,
 )
 from vgpo_lite.models.quantization import stored_quantization
+from vgpo_lite.planning import BEYOND_FLOAT16
 from vgpo_lite.storage import storage_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ def merge(
             were quantized from, which is not what was trained.
         verify: Compare base, adapter and merged model on built-in prompts; a merge that lost its way is not written.
         dtype: The format to store. `auto`: the base model's own, unless rounding to it loses too much of the update;
-            then float32.
+            then float32. Never float16 for a model whose numbers it cannot hold.
         device: Where to compute.
 
     Raises:
-        ConfigError: `output` holds something already.
+        ConfigError: `output` holds something already, or the model cannot be computed with in `dtype`.
         CheckpointError: There is no adapter in `source`, or it is damaged.
         MergeError: The adapter learned nothing, does not fit its model, or the merged model does not say the same.
         HardwareError: The model does not fit into memory.
@@ -149,7 +150,7 @@ def _job(adapter: AdapterWeights, *, base: Base, verify: bool, device: Literal["
     files = model_files(adapter.base, revision=adapter.revision)
     settings = model_settings(files)
     named = (settings.dtype, settings.get_text_config().dtype, torch.bfloat16)
-    own = next(dtype for dtype in named if isinstance(dtype, torch.dtype))
+    own = next(dtype for dtype in named if isinstance(dtype, torch.dtype) and not _is_too_narrow(dtype, files))
     trained = read_json(adapter.folder / TRAINED_WITH)
     is_stored = stored_quantization(files.config, files.model_id) is not None
     if base == "original" and is_stored:
@@ -177,8 +178,17 @@ def _job(adapter: AdapterWeights, *, base: Base, verify: bool, device: Literal["
 
 def _formats(job: _Job, wanted: StoredAs) -> list[torch.dtype]:
     if wanted != "auto":
+        if _is_too_narrow(DTYPES[wanted], job.files):
+            raise ConfigError(
+                f"{job.files.model_id} merged would be stored in {wanted}, and loaded so, but it computes numbers that "
+                f"{wanted} cannot hold. Choose dtype=bfloat16 or dtype=float32."
+            )
         return [DTYPES[wanted]]
     return list(dict.fromkeys((job.own, torch.float32)))
+
+
+def _is_too_narrow(dtype: torch.dtype, files: ModelFiles) -> bool:
+    return dtype == torch.float16 and files.config["model_type"] in BEYOND_FLOAT16
 
 
 def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agreement | None]:

@@ -4,9 +4,9 @@
 
     trainer = VGPOTrainer(model, reward_funcs=..., args=GRPOConfig(...), train_dataset=...)
 
-After TRL has sampled and graded, one forward without a graph shows the last layer's focus on the image, and every
-completion's advantage becomes one per token. All else is TRL's. On one card, `vgpo_lite.train` does the same in a
-fraction of the time: here image and prompt are copied for every completion, and focus costs a pass of its own.
+After TRL has sampled and graded, one forward without a graph shows the focus on the image, and every completion's
+advantage becomes one per token. All else is TRL's. On one card, `vgpo_lite.train` does the same in a fraction of the
+time: here image and prompt are copied for every completion, and focus costs a pass of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vgpo_lite.models.families import Family
 
 FOCUS_CHUNK = 256
-"""Tokens whose last-layer attention exists at one time."""
+"""Tokens whose attention in the focus layer exists at one time."""
 
 _FORWARD_ARGUMENTS = (
     "pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids", "token_type_ids", "pixel_attention_mask",
@@ -47,7 +47,7 @@ class VGPOTrainer(GRPOTrainer):
 
     Attributes:
         weighting: How focus becomes weights.
-        focus_signal: What is read from the last layer.
+        focus_signal: What focus is, as in `engine.protocol`.
     """
 
     def __init__(

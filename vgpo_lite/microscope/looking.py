@@ -124,13 +124,20 @@ class Inspection:
         title: What was inspected, in words.
         facts: Settings worth reading, by name.
         prompts: In order.
+        focus_layer: The layer whose attention the heat maps show, in words.
         hidden_from: Which layers the image was hidden from, in words; None where the completions have no `reliance`.
     """
 
     title: str
     facts: Mapping[str, str]
     prompts: tuple[SeenPrompt, ...]
+    focus_layer: str
     hidden_from: str | None = None
+
+
+def focus_layer(policy: Policy) -> str:
+    """The layer that attention is read in, in words and from 1, such as `layer 30 of 34`."""
+    return f"layer {policy.family.capture_layer(policy.model) + 1} of {len(policy.family.layers(policy.model))}"
 
 
 def hidden_from(policy: Policy) -> str:

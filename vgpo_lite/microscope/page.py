@@ -34,6 +34,7 @@ def inspection_page(inspection: Inspection) -> str:
     data = {
         "title": inspection.title,
         "facts": dict(inspection.facts),
+        "focus_layer": inspection.focus_layer,
         "hidden_from": inspection.hidden_from,
         "prompts": [_prompt(prompt, coarse) for prompt in inspection.prompts],
     }

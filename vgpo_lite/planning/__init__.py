@@ -7,7 +7,7 @@ phase), `prediction` (the whole, with its reserve), `choice` (what is `auto`, ch
 `update` cuts an update into parts; the engine asks it too.
 """
 
-from vgpo_lite.planning.anyres import best_canvas, canvas_fit, joined_map, joined_tokens
+from vgpo_lite.planning.anyres import best_canvas, canvas_budget, canvas_fit, joined_map, joined_tokens
 from vgpo_lite.planning.architecture import (
     BEYOND_FLOAT16,
     Architecture,
@@ -48,6 +48,7 @@ __all__ = [
     "PromptSize",
     "architecture_of",
     "best_canvas",
+    "canvas_budget",
     "canvas_fit",
     "check_format",
     "cropped_tiles",

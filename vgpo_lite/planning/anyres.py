@@ -50,6 +50,20 @@ def best_canvas(size: Size, canvases: Sequence[Sequence[int]]) -> Size:
     return found
 
 
+def canvas_budget(canvases: Sequence[Sequence[int]], *, tile: int, max_pixels: int) -> int:
+    """Most pixels that the canvas of an image may have, so that the whole image beside it is in the budget as well.
+
+    Args:
+        canvases: Height and width of each in pixels.
+        tile: Pixels of a tile's side.
+        max_pixels: Of all tiles together. The smallest canvas is always allowed.
+
+    >>> canvas_budget([(384, 384), (384, 768)], tile=384, max_pixels=442_368)
+    294912
+    """
+    return max(most_tiles(tile, max_pixels=max_pixels) * tile**2, min(high * wide for high, wide in canvases))
+
+
 def canvas_fit(size: Size, *, canvases: Sequence[Sequence[int]], tile: int, max_pixels: int) -> Size:
     """The size that an image is scaled down to so that its canvas is within the pixel budget, the whole image counted.
 
@@ -69,7 +83,7 @@ def canvas_fit(size: Size, *, canvases: Sequence[Sequence[int]], tile: int, max_
     >>> canvas_fit((480, 640), canvases=canvases, tile=384, max_pixels=737_280)
     (480, 640)
     """
-    pixels = max(most_tiles(tile, max_pixels=max_pixels) * tile**2, min(high * wide for high, wide in canvases))
+    pixels = canvas_budget(canvases, tile=tile, max_pixels=max_pixels)
     if math.prod(best_canvas(size, canvases)) <= pixels:
         return size
     height, width = size

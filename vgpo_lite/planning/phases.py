@@ -136,7 +136,7 @@ def logit_bytes(job: Job, *, tokens: int) -> int:
 
 
 def focus_bytes(job: Job, *, rows: int) -> int:
-    """Reading attention off the last layer: scores of a chunk of each completion, its queries and keys padded."""
+    """Reading attention off the focus layer: scores of a chunk of each completion, its queries and keys padded."""
     model, config = job.model, job.config
     if config.focus.signal != "attention" or not job.prompt.image_tokens:
         return 0

@@ -20,7 +20,7 @@ LAYER_INPUT = 0.03
 KEYS_VALUES = 0.03
 """What a checkpointed layer keeps (its input), and what a prompt's keys, values and their gradients take, over what a
 layer keeps when nothing is recomputed. Qwen2-VL-2B: 1,536 and 4 x 256 numbers of 4 x 8,960 + 10 x 1,536; the other
-sizes of the three families lie between 0.02 and 0.04."""
+sizes of Qwen's three families lie between 0.02 and 0.04."""
 
 GRADIENTS = 0.5
 """What the backward pass of the layer at hand holds besides. With it, the peaks of 52 million parameters come out at

@@ -8,7 +8,7 @@ import torch
 
 from vgpo_lite.data_types import Prompt
 from vgpo_lite.errors import DataError, ImageOrderError, PromptTooLongError
-from vgpo_lite.prompts.pieces import encoded_images, frame_of, image_parts, layout_of, shown_images
+from vgpo_lite.prompts.pieces import encoded_images, frame_of, image_parts, images_bounded, layout_of, shown_images
 from vgpo_lite.prompts.showing import showing_of
 from vgpo_lite.prompts.weaving import plain_ids, stretches
 from vgpo_lite.prompts.wording import user_text
@@ -51,7 +51,7 @@ def encode_prompt(sample: Sample, processor: Processor, data: DataConfig) -> Pro
     except ImageOrderError as error:
         raise ImageOrderError(f"{sample.sample_id}: {error}") from error
     ids, in_image = _woven(frame.parts(layout, shown, processor), processor)
-    _check_length(sample.sample_id, len(ids), data, bounds=showing_of(processor).bounds(len(shown)))
+    _check_length(sample.sample_id, len(ids), data, bounded=images_bounded(len(shown), processor))
     token, _ = showing_of(processor).token(processor)
     return Prompt(
         sample=sample,
@@ -91,9 +91,9 @@ def _vision(
     return vision
 
 
-def _check_length(sample_id: str, length: int, data: DataConfig, *, bounds: bool) -> None:
+def _check_length(sample_id: str, length: int, data: DataConfig, *, bounded: bool) -> None:
     if length > data.max_prompt_length:
         raise PromptTooLongError(
             f"{sample_id}: the prompt holds {length} tokens, data.max_prompt_length is {data.max_prompt_length}; "
-            f"nothing is cut: raise it{', or lower data.max_pixels' if bounds else ''}"
+            f"nothing is cut: raise it{', or lower data.max_pixels' if bounded else ''}"
         )

@@ -171,6 +171,11 @@ def prompt_image_tokens(sizes: Sequence[Size], processor: Processor, data: DataC
     return tuple(shown.features(token) for shown in shown_images(sizes, processor, data))
 
 
+def images_bounded(images: int, processor: Processor) -> bool:
+    """Whether the pixel budget has a say in how prompts with so many images show them."""
+    return showing_of(processor).bounds(images)
+
+
 def image_grids(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
     """Which part of each image of a prompt its image tokens show, under the pixel budget."""
     return showing_of(processor).grids(sizes, processor, data)

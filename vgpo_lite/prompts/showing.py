@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vgpo_lite.planning import (
     best_canvas,
+    canvas_budget,
     canvas_fit,
     cropped_tiles,
     joined_map,
@@ -70,6 +71,10 @@ class Showing(Protocol):
         """The processor's `images_kwargs` that keep images within the pixel budget."""
         ...
 
+    def canvas_pixels(self, processor: Processor, data: DataConfig) -> int | None:
+        """Most pixels of the canvas of a lone image, which is scaled down to that; None where the options say all."""
+        ...
+
     def shown(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
         """What stands for the images of one prompt, without decoding them."""
         ...
@@ -93,6 +98,9 @@ class _Usual:
 
     def bounds(self, images: int) -> bool:
         return images > 0
+
+    def canvas_pixels(self, processor: Processor, data: DataConfig) -> int | None:
+        return None
 
 
 class Whole(_Usual):
@@ -211,6 +219,11 @@ class Joined(_Usual):
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         return {}
+
+    def canvas_pixels(self, processor: Processor, data: DataConfig) -> int | None:
+        images = processor.image_processor
+        canvases, tile = images.image_grid_pinpoints, images.size["height"]
+        return canvas_budget(canvases, tile=tile, max_pixels=data.pixel_budget)
 
     def shown(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Shown]:
         token, whole = processor.image_token, processor.num_image_tokens
