@@ -20,6 +20,7 @@ DELIBERATE = {
     "ConfigError": 2,
     "DataError": 3,
     "PromptTooLongError": 3,
+    "ImageOrderError": 3,
     "RewardError": 3,
     "CheckpointError": 3,
     "NothingLearnedError": 3,
