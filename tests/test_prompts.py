@@ -16,7 +16,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from tests.hub.gemma import GEMMA3, LINE_ENDS, SEQUENCE
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, write_model
-from tests.hub.tiled import LLAVA_ONEVISION, TILED
+from tests.hub.tiled import LLAVA_ONEVISION, SMOLVLM2, TILED
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.data_types import Outline, Sample
 from vgpo_lite.datasets import open_rows
@@ -370,11 +370,19 @@ def test_what_stands_for_images_and_turns_is_text_when_a_question_spells_it(tile
         assert prompt_lengths([outline_of(row)], tiles, DIRECT) == [len(prompt.input_ids)]
 
 
-@pytest.fixture(scope="module", params=[*FACTOR, *TILED])
+SWALLOWS = "swallows blanks"
+"""A tokenizer some of whose special tokens take the blanks around them away."""
+
+
+@pytest.fixture(scope="module", params=[*FACTOR, *TILED, SWALLOWS])
 def joining(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Processors whose vocabularies join blanks as the real ones do: line ends, spaces, a space and a line end."""
-    folder = write_model(tmp_path_factory.mktemp("model"), request.param)
+    swallows = request.param == SWALLOWS
+    folder = write_model(tmp_path_factory.mktemp("model"), SMOLVLM2 if swallows else request.param)
     content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"] if swallows else ():
+        token["lstrip"] = token["content"] in ("<fake_token_around_image>", "<end_of_utterance>")
+        token["rstrip"] = token["content"] in ("<fake_token_around_image>", "<global-img>")
     model = content["model"]
     for left, right in (("Ċ", "Ċ"), ("Ġ", "Ċ"), ("Ġ", "Ġ"), ("?", "Ċ")):
         model["vocab"][left + right] = max(model["vocab"].values()) + 1

@@ -24,13 +24,21 @@ class Part(NamedTuple):
     is_own: bool
 
 
+class _Cut(NamedTuple):
+    """A special token: its id, and whether it swallows the blanks on its left and on its right."""
+
+    id: int
+    eats_left: bool
+    eats_right: bool
+
+
 class _Added(NamedTuple):
     """A tokenizer's added tokens, by their spelling: those at which texts are cut, and blank ones, which stay inside.
 
     Gemma's runs of line ends are such blanks: tokens of their own, in whoever's text they stand.
     """
 
-    cuts: dict[str, int]
+    cuts: dict[str, _Cut]
     cut: re.Pattern[str]
     blanks: dict[str, int]
     blank: re.Pattern[str]
@@ -46,18 +54,22 @@ def stretches(parts: Iterable[Part], processor: Processor) -> Iterator[str | int
         parts: The whole text of a prompt, in order.
         processor: The model's.
     """
-    added, stretch = _added(processor), ""
+    added, stretch, last = _added(processor), "", _Cut(0, False, False)
     for part in parts:
-        if not part.is_own:
-            stretch += part.text
-            continue
-        text, *cuts = added.cut.split(part.text)
+        text, *cuts = added.cut.split(part.text) if part.is_own else [part.text]
         stretch += text
         for token, text in zip(cuts[::2], cuts[1::2], strict=True):
-            if stretch:
-                yield stretch
-            yield added.cuts[token]
-            stretch = text
+            cut = added.cuts[token]
+            yield from _between(last, stretch, cut)
+            yield cut.id
+            stretch, last = text, cut
+    yield from _between(last, stretch, _Cut(0, False, False))
+
+
+def _between(left: _Cut, stretch: str, right: _Cut) -> Iterator[str]:
+    """A stretch without what the tokens around it swallow; nothing where that is all."""
+    stretch = stretch.lstrip() if left.eats_right else stretch
+    stretch = stretch.rstrip() if right.eats_left else stretch
     if stretch:
         yield stretch
 
@@ -89,7 +101,11 @@ def _added(processor: Processor) -> _Added:
     """Read once for each processor: a tokenizer may have thousands, and gives them out slowly."""
     tokens = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
     blanks = {token.content: place for place, token in tokens.items() if token.content.isspace() and not token.special}
-    cuts = {token.content: place for place, token in tokens.items() if token.content not in blanks}
+    cuts = {
+        token.content: _Cut(place, token.lstrip, token.rstrip)
+        for place, token in tokens.items()
+        if token.content not in blanks
+    }
     return _Added(cuts, _any_of(cuts), blanks, _any_of(blanks))
 
 
