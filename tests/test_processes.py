@@ -22,7 +22,7 @@ from vgpo_lite.commands import main
 from vgpo_lite.commands.app import app
 from vgpo_lite.config.writing import write_config
 from vgpo_lite.errors import ConfigError
-from vgpo_lite.launch import Launch, launched
+from vgpo_lite.launch import Launch, launched, relaunched
 from vgpo_lite.listening import SilentListener
 from vgpo_lite.processes import joined
 from vgpo_lite.sharing import dealt
@@ -240,3 +240,23 @@ def test_the_dearest_groups_are_dealt_first_and_every_group_once() -> None:
     assert sorted(place for share in shares for place in share) == list(range(50))
     loads = [sum(place % 13 for place in share) for share in shares]
     assert max(loads) - min(loads) <= 13
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "expected"),
+    [
+        ("1", "1", "vgpo-lite"),
+        ("4", "4", "accelerate launch --multi_gpu --num_processes 4 -m vgpo_lite"),
+        ("4", "", "accelerate launch --multi_gpu --num_processes 4 -m vgpo_lite"),
+        (
+            "8",
+            "4",
+            "accelerate launch --multi_gpu --num_processes 8 --num_machines 2 --machine_rank RANK --main_process_ip IP "
+            "-m vgpo_lite",
+        ),
+    ],
+)
+def test_a_run_is_started_again_on_as_many_machines_and_cards(monkeypatch, world, local, expected):
+    for name, value in {"RANK": "0", "WORLD_SIZE": world, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local}.items():
+        monkeypatch.setenv(name, value)
+    assert relaunched("vgpo-lite") == expected

@@ -47,10 +47,15 @@ def launched() -> Launch:
 
 
 def relaunched(alone: str) -> str:
-    """What starts this program in as many processes as it has now.
+    """What starts this program in as many processes as it has now, on as many machines; RANK and IP are each one's own.
 
     Args:
         alone: What starts it in one.
     """
     count = launched().count
-    return alone if count == 1 else f"accelerate launch --multi_gpu --num_processes {count} -m vgpo_lite"
+    if count == 1:
+        return alone
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    machines = count // int(here) if here.isdecimal() and int(here) else 1
+    where = f" --num_machines {machines} --machine_rank RANK --main_process_ip IP" if machines > 1 else ""
+    return f"accelerate launch --multi_gpu --num_processes {count}{where} -m vgpo_lite"

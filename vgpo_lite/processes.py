@@ -161,10 +161,9 @@ class Team:
             work.wait()
         except RuntimeError as error:
             self._is_over = self._is_lost = True
-            said = str(error).partition("\n")[0]
             raise HardwareError(
                 f"process {self.rank} of {self.count} lost another one, or waited {PATIENCE.seconds // 60} minutes for "
-                f"it ({said}). What that one said is above, or in its machine's log; continue with --resume auto."
+                "it. What that one said is above, or in its machine's log; continue with --resume auto."
             ) from error
 
 
