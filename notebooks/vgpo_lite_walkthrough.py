@@ -89,7 +89,7 @@ rows[0].images[0].save("picture.png")
 QUESTION = shlex.quote(rows[0].question)
 
 # %%
-# !{sys.executable} -m vgpo_lite chat {MODEL} --image picture.png --question {QUESTION}
+# !{sys.executable} -m vgpo_lite chat {MODEL} --dataset {DATASET} --image picture.png --question {QUESTION}
 
 # %% [markdown]
 # ## Train

@@ -323,6 +323,25 @@ def test_chat_places_pictures_where_the_question_says(tmp_path):
     assert own_sample("How many?", paths[:1]).question == "<image>How many?"
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "style", "template"),
+    [
+        ("qwen2-vl-2b", ["--dataset", "geo3k"], "reasoning", None),
+        ("tiny", ["-d", "shapes"], "reasoning", "{{ question }}"),
+        ("tiny", ["-d", "geo3k", "--set", "data.prompt_style=direct"], "direct", None),
+    ],
+)
+def test_chat_asks_as_the_rows_of_a_data_set_are_asked(cli, monkeypatch, tmp_path, model, options, style, template):
+    from PIL import Image
+
+    asked = []
+    monkeypatch.setattr("vgpo_lite.commands.chat._answer", lambda config, *_: asked.append(config) or "four")
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "red.png")
+    shown = cli("chat", model, *options, "--image", str(tmp_path / "red.png"), "-q", "How many?")
+    assert (shown.code, shown.out) == (0, "four\n")
+    assert (asked[0].data.prompt_style, asked[0].data.prompt_template) == (style, template)
+
+
 def test_recipe_list_names_every_recipe_with_its_flag(cli):
     shown = cli("recipe", "list")
     assert shown.code == 0

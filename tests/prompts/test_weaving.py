@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from transformers import AutoProcessor
@@ -16,10 +16,6 @@ from vgpo_lite.prompts import (
     prompt_lengths,
 )
 from vgpo_lite.prompts.showing import showing_of
-
-if TYPE_CHECKING:
-    pass
-
 
 SWALLOWS = "swallows blanks"
 """A tokenizer some of whose special tokens take the blanks around them away."""

@@ -23,6 +23,16 @@ def chat(
         typer.Option("--image", "-i", metavar="FILE", help="A picture. Repeatable.", show_default=False),
     ] = None,
     adapter: AdapterOption = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="DATASET",
+            help="Ask as its rows are asked: its prompt and pixel budget. A run brings its own.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="T", min=0.0, help="0: the likeliest answer, always the same.")
     ] = 0.0,
@@ -39,6 +49,8 @@ def chat(
       vgpo-lite chat runs/qwen2-vl-2b-geo3k -i figure.png -q 'How long is AB?'
 
       vgpo-lite chat qwen2-vl-2b --image shelf.jpg --question 'How many books?'
+
+      vgpo-lite chat qwen2-vl-2b -d geo3k -i figure.png -q 'How long is AB?'
     """
     from vgpo_lite.commands.targets import target
     from vgpo_lite.config.load import resolve
@@ -50,7 +62,7 @@ def chat(
         if not path.is_file():
             raise ConfigError(f"there is no picture {path}.")
     named = target(model, adapter)
-    flags = {"model": named.model, "adapter": named.adapter}
+    flags = {"model": named.model, "dataset": dataset, "adapter": named.adapter}
     config = resolve(recipe=named.recipe, overrides=overrides or (), flags=flags, flag_style="--")
     import_backend(config.backend, device=config.device)
     sampling = Sampling(
