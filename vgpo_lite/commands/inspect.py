@@ -116,7 +116,7 @@ def _of_rows(config: RunConfig, *, causal: bool) -> Inspection:
             causal=causal,
             told=lambda done, total: listener.progressed("inspect", done, total),
         )
-    return _inspection(config, bench.policy, seen, causal=causal)
+    return _inspection(config, bench.policy, seen, data={"data set": config.dataset}, causal=causal)
 
 
 def _of_question(config: RunConfig, asked: Question, *, causal: bool) -> Inspection:
@@ -138,16 +138,16 @@ def _of_question(config: RunConfig, asked: Question, *, causal: bool) -> Inspect
         compare=config.adapter is not None,
         causal=causal,
     )
-    return _inspection(config, policy, seen, causal=causal)
+    return _inspection(config, policy, seen, data={"asked as the rows of": config.dataset}, causal=causal)
 
 
-def _inspection(config: RunConfig, policy: Policy, seen: tuple, *, causal: bool) -> Inspection:
+def _inspection(config: RunConfig, policy: Policy, seen: tuple, *, data: dict[str, str], causal: bool) -> Inspection:
     from vgpo_lite.microscope import Inspection, focus_layer, hidden_from
 
     facts = {
         "model": config.model,
         "adapter": config.adapter or "none",
-        "data set": config.dataset,
+        **data,
         "focus": config.focus.signal,
         "temperature": str(config.temperature),
         "seed": str(config.seed),
