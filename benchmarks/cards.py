@@ -13,7 +13,7 @@ from typing import Any
 
 from vgpo_lite.config.load import load_config
 from vgpo_lite.errors import HardwareError
-from vgpo_lite.planning import BEYOND_FLOAT16, Job, PromptSize, fitted, memory_plan, preset_architectures, wanted_limit
+from vgpo_lite.planning import Job, PromptSize, fitted, is_beyond, memory_plan, preset_architectures, wanted_limit
 from vgpo_lite.units import memory
 
 CARDS = {"8gb": "8 GB", "12gb": "12 GB", "16gb": "16 GB", "t4": "T4, 15 GB", "24gb": "24 GB"}
@@ -70,7 +70,7 @@ def job_on(model: str, card: str, *changes: str) -> Job:
 def predicted_cell(model: str, card: str) -> str:
     """What the plan predicts, and what it had to choose to get there."""
     job, chosen = job_on(model, card), ""
-    if job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16:
+    if is_beyond(job.model.model_type, job.config.dtype):
         chosen = ", dtype=float32"
         job = job_on(model, card, "dtype=float32")
     try:

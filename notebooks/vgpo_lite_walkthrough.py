@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 if importlib.util.find_spec("vgpo_lite") is None:
-    wheels = sorted(map(str, Path().glob("vgpo_lite-*.whl")))
+    wheels = sorted(Path().glob("vgpo_lite-*.whl"), key=lambda wheel: wheel.stat().st_mtime)
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *(wheels[-1:] or ["vgpo-lite"])])
 
 # %% [markdown]
@@ -146,7 +146,7 @@ from html import escape
 from IPython.display import HTML
 
 page = escape((RUN / "inspection.html").read_text())
-HTML(f'<div><iframe srcdoc="{page}" width="100%" height="720" style="border: 0"></iframe></div>')
+HTML(f'<div><iframe sandbox="allow-scripts" srcdoc="{page}" width="100%" height="720" style="border: 0"></iframe></div>')
 
 # %% [markdown]
 # ## Merge, and use it without this project

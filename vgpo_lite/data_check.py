@@ -13,7 +13,7 @@ from vgpo_lite.interruption import StopFlag
 from vgpo_lite.listening import SilentListener
 from vgpo_lite.models import processor_alone
 from vgpo_lite.preparation import UNGRADABLE, fitting_rows, gradable_rows, ordered_rows
-from vgpo_lite.prompts import encode_prompt, images_bounded, prompt_image_tokens, prompt_lengths, shown_prompt
+from vgpo_lite.prompts import encode_prompt, images_scaled_down, prompt_image_tokens, prompt_lengths, shown_prompt
 from vgpo_lite.rewards import Grader
 
 if TYPE_CHECKING:
@@ -138,12 +138,7 @@ def check_data(config: RunConfig, *, listener: Listener | None = None) -> DataCh
         report=report,
         ungradable=_golds_of(report.dropped.get(UNGRADABLE, ()), split),
         spreads=spreads,
-        scaled_down=sum(
-            height * width > config.data.pixel_budget
-            for outline in outlines
-            if images_bounded(len(outline.image_sizes), processor)
-            for height, width in outline.image_sizes
-        ),
+        scaled_down=sum(images_scaled_down(each.image_sizes, processor, config.data) for each in outlines),
         images=len(sizes),
         prompts=prompts,
         notes=(*split.notes, *damaged),

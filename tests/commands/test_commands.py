@@ -342,6 +342,12 @@ def test_chat_asks_as_the_rows_of_a_data_set_are_asked(cli, monkeypatch, tmp_pat
     assert (asked[0].data.prompt_style, asked[0].data.prompt_template) == (style, template)
 
 
+def test_a_format_that_a_model_cannot_be_computed_in_gets_no_plan(cli):
+    shown = cli("plan", "-m", "gemma3-4b", "--gpu", "t4", "--pixels", "401408")
+    assert (shown.code, shown.out) == (4, "")
+    assert "gemma3-4b computes numbers that float16 cannot hold" in shown.err
+
+
 def test_recipe_list_names_every_recipe_with_its_flag(cli):
     shown = cli("recipe", "list")
     assert shown.code == 0

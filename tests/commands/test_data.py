@@ -87,7 +87,7 @@ def test_a_terminal_reads_the_same_and_a_data_set_train_would_refuse_exits_with_
     assert "left out 2" in lines
     assert "2 x no image: b/train/5 column images is empty" in lines
     assert "image width, pixels 224 224 224 224" in lines
-    assert "6 of 6 images are larger than data.max_pixels (6,272) and shown smaller" in lines
+    assert "6 of 6 images do not fit data.max_pixels (6,272) and are shown smaller" in lines
     assert "problem question" in lines
 
 

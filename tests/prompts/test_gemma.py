@@ -10,12 +10,14 @@ from tokenizers import AddedToken
 from transformers import AutoProcessor
 
 from tests.hub.gemma import GEMMA3, LINE_ENDS, SEQUENCE
-from tests.hub.models import write_model
+from tests.hub.models import QWEN2_VL, write_model
+from tests.hub.tiled import LLAVA_ONEVISION, SMOLVLM2
 from tests.prompts.rows import DIRECT, QUESTIONS, outline_of, picture, sample
 from vgpo_lite.errors import PromptTooLongError
 from vgpo_lite.prompts import (
     encode_prompt,
     image_grids,
+    images_scaled_down,
     prompt_lengths,
     user_text,
 )
@@ -85,3 +87,24 @@ def test_runs_of_line_ends_are_the_tokens_that_gemma_was_trained_with(gemma: Any
     ids = encode_prompt(sample("One\n\nTwo\n\n\nThree"), gemma, DIRECT).input_ids.tolist()
     two, three = gemma.tokenizer.convert_tokens_to_ids(list(LINE_ENDS[:2]))
     assert (ids.count(two), ids.count(three)) == (2, 1)  # one more in front of the instruction
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (QWEN2_VL, [0, 1, 2]),
+        (SMOLVLM2, [0, 1, 2]),
+        (
+            LLAVA_ONEVISION,
+            [1, 1, 0],
+        ),  # 60 x 60 take a canvas of four tiles; several are tiles as they are
+        (GEMMA3, [0, 0, 0]),
+    ],
+)
+def test_images_that_are_shown_smaller_are_counted_as_each_family_shows_them(
+    tmp_path: Path, name: str, expected: list[int]
+) -> None:
+    processor = AutoProcessor.from_pretrained(write_model(tmp_path / "model", name))
+    data = DIRECT.model_copy(update={"max_pixels": 10_000})
+    rows = [[(60, 60)], [(300, 200)], [(300, 200), (400, 400)]]
+    assert [images_scaled_down(sizes, processor, data) for sizes in rows] == expected

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoProcessor
 
-from tests.hub.models import write_model
+from tests.hub.models import QWEN2_VL, write_model
 from tests.hub.tiled import SMOLVLM2, TILED
 from tests.prompts.rows import DIRECT, FACTOR, outline_of, picture, sample
-from vgpo_lite.prompts import (
-    encode_prompt,
-    prompt_lengths,
-)
+from vgpo_lite.prompts import encode_prompt, largest_prompt, prompt_lengths, prompts_fit
+from vgpo_lite.prompts.lengths import _Lengths
 from vgpo_lite.prompts.showing import showing_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SWALLOWS = "swallows blanks"
 """A tokenizer some of whose special tokens take the blanks around them away."""
@@ -76,3 +81,53 @@ class _ReadOnce:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
+
+
+STRANGE = [
+    "\U0001f600" * 9,
+    "数" * 30,
+    "é",
+    " ",
+    "\n",
+    "\x1c",
+    "plain words ",
+    "<|im_end|>",
+    "a\u0301",
+    "\ue0000\ue001",
+]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(STRANGE), max_size=8).map("".join), st.text(max_size=30))
+def test_no_prompt_is_longer_than_its_bound_and_the_limit_is_exact(joining: Any, text: str, more: str) -> None:
+    question = (text + more).replace("<image>", "") + "<image>"
+    outline = outline_of(sample(question, picture()))
+    [length] = prompt_lengths([outline], joining, DIRECT)
+    assert len(encode_prompt(sample(question, picture()), joining, DIRECT).input_ids) == length
+    assert _Lengths(joining, DIRECT).most(outline) >= length
+    for limit, fits in ((length, True), (length - 1, False)):
+        assert prompts_fit([outline], joining, DIRECT.model_copy(update={"max_prompt_length": limit})) == [fits]
+
+
+def test_prompts_that_are_too_long_are_no_largest_ones(joining: Any) -> None:
+    outlines = [outline_of(sample("<image>How?" + "数" * count, picture())) for count in (2, 60, 5)]
+    lengths = prompt_lengths(outlines, joining, DIRECT)
+    limited = DIRECT.model_copy(update={"max_prompt_length": lengths[1] - 1})
+    assert largest_prompt(outlines, joining, limited).tokens == lengths[2]
+    assert largest_prompt(outlines, joining, DIRECT).tokens == lengths[1]
+
+
+def test_what_is_known_of_a_processor_goes_with_it_and_follows_its_vocabulary(tmp_path: Path) -> None:
+    processor = AutoProcessor.from_pretrained(write_model(tmp_path / "model", QWEN2_VL))
+    row = sample("a helpful assistant?")
+    before = encode_prompt(row, processor, DIRECT).input_ids.tolist()
+    assert prompt_lengths([outline_of(row)], processor, DIRECT) == [len(before)]
+    processor.tokenizer.add_tokens(["helpful assist"], special_tokens=True)
+    after = encode_prompt(row, processor, DIRECT).input_ids.tolist()
+    added = processor.tokenizer.convert_tokens_to_ids("helpful assist")
+    assert after.count(added) == 1  # in the template's own turn of the system; the question's stays text
+    assert added not in before
+    gone = ref(processor)
+    del processor
+    gc.collect()
+    assert gone() is None

@@ -53,7 +53,7 @@ _ADAPTER = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor{last}
 
-source = "{source}"  # the folder with the adapter, or its name on the hub
+source = {source}  # the folder with the adapter, or its name on the hub
 base = {base}
 model = AutoModelForImageTextToText.from_pretrained(base, {revision}dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(model, source)
@@ -64,7 +64,7 @@ _MERGED = """\
 {first}from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor{last}
 
-source = "{source}"  # this folder, or its name on the hub
+source = {source}  # this folder, or its name on the hub
 model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto", device_map="auto")
 processor = AutoProcessor.from_pretrained(source{processor_options})
 """
@@ -153,11 +153,11 @@ def snippet(record: TrainingRecord | None, *, kind: Literal["adapter", "merged"]
     first, last = ("", "") if most is None else ("from math import ceil, prod\n\n", _SCALING_IMPORT)
     pixels = "".join(f", {name}={_literal(value)}" for name, value in told.items())
     if kind == "merged" or record is None:
-        load = _MERGED.format(source=source, processor_options=pixels, first=first, last=last)
+        load = _MERGED.format(source=_literal(source), processor_options=pixels, first=first, last=last)
         return f"```python\n{load}\n{ask}\n```"
     is_tiny = record.model == TINY
     load = _ADAPTER.format(
-        source=source,
+        source=_literal(source),
         first=first,
         last=last + ("\nfrom vgpo_lite.models.tiny import TINY_PATH" if is_tiny else ""),
         base="TINY_PATH" if is_tiny else _literal(record.model),

@@ -127,8 +127,8 @@ def _lines(found: DataCheck, config: RunConfig) -> list[str]:
     lines += ["", "Statistics", *columns([("", "min", "median", "95 %", "max"), *spreads])]
     if found.scaled_down:
         lines.append(
-            f"  {found.scaled_down:,} of {found.images:,} images are larger than data.max_pixels "
-            f"({config.data.pixel_budget:,}) and shown smaller"
+            f"  {found.scaled_down:,} of {found.images:,} images do not fit data.max_pixels "
+            f"({config.data.pixel_budget:,}) and are shown smaller"
         )
     for each in found.prompts:
         lines += ["", f"--- {each.sample_id}: {each.tokens:,} tokens, gold {each.answer!r}", each.text.rstrip()]

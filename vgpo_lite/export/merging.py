@@ -42,7 +42,7 @@ from vgpo_lite.models.merging import (
     without_quantization,
 )
 from vgpo_lite.models.quantization import stored_quantization
-from vgpo_lite.planning import BEYOND_FLOAT16
+from vgpo_lite.planning import is_beyond
 from vgpo_lite.storage import storage_errors, sync_folder
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _formats(job: _Job, wanted: StoredAs) -> list[torch.dtype]:
 
 
 def _is_too_narrow(dtype: torch.dtype, files: ModelFiles) -> bool:
-    return dtype == torch.float16 and files.config["model_type"] in BEYOND_FLOAT16
+    return is_beyond(files.config["model_type"], str(dtype).removeprefix("torch."))
 
 
 def _attempt(job: _Job, folder: Path, stored: torch.dtype) -> tuple[float, Agreement | None]:

@@ -9,10 +9,10 @@ phase), `prediction` (the whole, with its reserve), `choice` (what is `auto`, ch
 
 from vgpo_lite.planning.anyres import best_canvas, canvas_budget, canvas_fit, joined_map, joined_tokens
 from vgpo_lite.planning.architecture import (
-    BEYOND_FLOAT16,
     Architecture,
     architecture_of,
     check_format,
+    is_beyond,
     preset_architectures,
     read_json,
 )
@@ -39,7 +39,6 @@ TILED_TOKENS = {
 """Image tokens of an image, for the families that cut images into tiles, by `model_type`."""
 
 __all__ = [
-    "BEYOND_FLOAT16",
     "CHOSEN",
     "CONTEXT_BYTES",
     "TILED_TOKENS",
@@ -53,6 +52,7 @@ __all__ = [
     "check_format",
     "cropped_tiles",
     "fitted",
+    "is_beyond",
     "joined_map",
     "memory_plan",
     "most_tiles",

@@ -157,6 +157,11 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
         ) from error
 
 
+def is_beyond(model_type: str, dtype: str) -> bool:
+    """Whether states of such a model grow larger than a format can hold."""
+    return dtype == "float16" and model_type in BEYOND_FLOAT16
+
+
 def check_format(model_type: str, dtype: str, name: str) -> None:
     """See that a model can be computed with in a format.
 
@@ -168,7 +173,7 @@ def check_format(model_type: str, dtype: str, name: str) -> None:
     Raises:
         HardwareError: Its states grow larger than float16 can hold, which is asked for.
     """
-    if dtype == "float16" and model_type in BEYOND_FLOAT16:
+    if is_beyond(model_type, dtype):
         raise HardwareError(
             f"{name} computes numbers that float16 cannot hold, so it needs a card with bfloat16. On one without, set "
             "dtype=float32 (slower, and what is not quantized takes twice the memory), or choose another model."

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vgpo_lite.errors import HardwareError
-from vgpo_lite.planning.architecture import BEYOND_FLOAT16, check_format, preset_architectures
+from vgpo_lite.planning.architecture import check_format, is_beyond, preset_architectures
 from vgpo_lite.planning.prediction import memory_plan
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _fits(job: Job, changes: list[Change], limit_bytes: int) -> bool:
-    if job.config.dtype == "float16" and job.model.model_type in BEYOND_FLOAT16:
+    if is_beyond(job.model.model_type, job.config.dtype):
         return False
     return _shrunk(job.with_config(changed(job.config, changes)), limit_bytes)[1].fits
 

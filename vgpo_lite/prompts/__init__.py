@@ -9,7 +9,7 @@ in a question never becomes an image token.
 from vgpo_lite.prompts.encode import encode_prompt
 from vgpo_lite.prompts.grids import Grid
 from vgpo_lite.prompts.lengths import largest_prompt, longest_prompts, prompt_lengths, prompts_fit, prompts_in_order
-from vgpo_lite.prompts.pieces import image_grids, images_bounded, prompt_image_tokens
+from vgpo_lite.prompts.pieces import image_grids, images_scaled_down, prompt_image_tokens
 from vgpo_lite.prompts.processor import Processor
 from vgpo_lite.prompts.shown import shown_prompt
 from vgpo_lite.prompts.wording import INSTRUCTIONS, user_text
@@ -20,7 +20,7 @@ __all__ = [
     "Processor",
     "encode_prompt",
     "image_grids",
-    "images_bounded",
+    "images_scaled_down",
     "largest_prompt",
     "longest_prompts",
     "prompt_image_tokens",

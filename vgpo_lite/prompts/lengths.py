@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
 
 from vgpo_lite.errors import ImageOrderError
 from vgpo_lite.planning import PromptSize
@@ -33,7 +34,7 @@ def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _Lengths(processor, data)
+    lengths = _lengths(processor, data)
     return [lengths.exact(outline) for outline in outlines]
 
 
@@ -49,15 +50,16 @@ def prompts_in_order(outlines: Iterable[Outline], processor: Processor, data: Da
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _Lengths(processor, data)
+    lengths = _lengths(processor, data)
     return [lengths.keeps_order(outline) for outline in outlines]
 
 
 def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: DataConfig) -> PromptSize:
     """The most that a prompt of these rows holds: the tokens of the longest, the images of the one that shows most.
 
-    As quick as `prompts_fit`: only rows that may be the longest are tokenized. Rows whose prompt is longer than
-    `data.max_prompt_length`, or whose images the chat template moves away from their text, are not looked at.
+    Rows are tokenized from the longest text on, until no other can hold more; where texts are about equally long, that
+    is most of them. Rows whose prompt is longer than `data.max_prompt_length`, or whose images the chat template moves
+    away from their text, are not looked at.
 
     Args:
         outlines: The rows.
@@ -68,7 +70,7 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _Lengths(processor, data)
+    lengths = _lengths(processor, data)
     showable = [outline for outline in outlines if lengths.keeps_order(outline)]
     known = [(lengths.most(outline), place, outline) for place, outline in enumerate(showable)]
     longest, images = 2, ()
@@ -84,7 +86,7 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
 
 
 def longest_prompts(outlines: Iterable[Outline], processor: Processor, data: DataConfig, *, count: int) -> list[int]:
-    """The places of the longest prompts, the longest first; only rows that may be among them are tokenized.
+    """The places of the longest prompts, the longest first; rows are tokenized until no other can be among them.
 
     Args:
         outlines: The rows.
@@ -96,7 +98,7 @@ def longest_prompts(outlines: Iterable[Outline], processor: Processor, data: Dat
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _Lengths(processor, data)
+    lengths = _lengths(processor, data)
     known = [(lengths.most(outline), place, outline) for place, outline in enumerate(outlines)]
     longest: list[tuple[int, int]] = []
     for most, place, outline in sorted(known, key=lambda row: row[0], reverse=True):
@@ -120,16 +122,27 @@ def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataCon
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths, limit = _Lengths(processor, data), data.max_prompt_length
+    lengths, limit = _lengths(processor, data), data.max_prompt_length
     return [lengths.most(outline) <= limit or lengths.exact(outline) <= limit for outline in outlines]
+
+
+_counted: WeakKeyDictionary[Processor, _Lengths] = WeakKeyDictionary()
+"""What was counted last for each processor in use: a run asks for its rows' lengths several times before it starts."""
+
+
+def _lengths(processor: Processor, data: DataConfig) -> _Lengths:
+    lengths = _counted.get(processor)
+    if lengths is None or lengths.data != data:
+        lengths = _counted[processor] = _Lengths(processor, data)
+    return lengths
 
 
 class _Lengths:
     """Tokens of prompts. Questions that come again with images of the same sizes are counted once."""
 
     def __init__(self, processor: Processor, data: DataConfig) -> None:
-        self._processor = processor
-        self._data = data
+        self._find_processor = ref(processor)  # held by whoever asks, or it would never be let go
+        self.data = data
         self._token, _ = showing_of(processor).token(processor)
         self._frames: dict[str, Frame] = {}
         self._known: dict[tuple[object, ...], int] = {}
@@ -145,7 +158,7 @@ class _Lengths:
     def keeps_order(self, outline: Outline) -> bool:
         """Whether there is such a prompt at all."""
         try:
-            self._frame(layout_of(user_text(outline.question, self._data)))
+            self._frame(layout_of(user_text(outline.question, self.data)))
         except ImageOrderError:
             return False
         return True
@@ -153,14 +166,20 @@ class _Lengths:
     def _of(self, outline: Outline, count: Callable[[str, Processor], int]) -> int:
         key = (count, outline.question, outline.image_sizes)
         if key not in self._known:
-            layout = layout_of(user_text(outline.question, self._data))
-            shown = shown_images(outline.image_sizes, self._processor, self._data)
+            layout = layout_of(user_text(outline.question, self.data))
+            shown = shown_images(outline.image_sizes, self._processor, self.data)
             once = [image._replace(run=1) for image in shown]  # the rest is added: tokens in thousands need no cutting
             parts = self._frame(layout).parts(layout, once, self._processor)
             pieces = stretches(parts, self._processor)
             tokens = sum(1 if isinstance(piece, int) else count(piece, self._processor) for piece in pieces)
             self._known[key] = tokens + sum(map(self._features, shown)) - sum(map(self._features, once))
         return self._known[key]
+
+    @property
+    def _processor(self) -> Processor:
+        processor = self._find_processor()
+        assert processor is not None
+        return processor
 
     def _features(self, shown: Shown) -> int:
         return shown.features(self._token)

@@ -176,6 +176,11 @@ def images_bounded(images: int, processor: Processor) -> bool:
     return showing_of(processor).bounds(images)
 
 
+def images_scaled_down(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> int:
+    """How many images of one prompt, of height and width in pixels, do not fit the pixel budget as they are."""
+    return showing_of(processor).scaled_down(sizes, processor, data)
+
+
 def image_grids(sizes: Sequence[Size], processor: Processor, data: DataConfig) -> list[Grid]:
     """Which part of each image of a prompt its image tokens show, under the pixel budget."""
     return showing_of(processor).grids(sizes, processor, data)

@@ -67,6 +67,10 @@ class Showing(Protocol):
         """Whether the pixel budget has a say in how prompts with so many images show them."""
         ...
 
+    def scaled_down(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> int:
+        """How many images of one prompt are shown smaller than they are, because of the pixel budget."""
+        ...
+
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         """The processor's `images_kwargs` that keep images within the pixel budget."""
         ...
@@ -98,6 +102,9 @@ class _Usual:
 
     def bounds(self, images: int) -> bool:
         return images > 0
+
+    def scaled_down(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> int:
+        return sum(height * width > data.pixel_budget for height, width in sizes)
 
     def canvas_pixels(self, processor: Processor, data: DataConfig) -> int | None:
         return None
@@ -188,6 +195,9 @@ class Pooled(_Usual):
     def bounds(self, images: int) -> bool:
         return False
 
+    def scaled_down(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> int:
+        return 0
+
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         return {"do_pan_and_scan": False}
 
@@ -216,6 +226,9 @@ class Joined(_Usual):
 
     def bounds(self, images: int) -> bool:
         return images == 1
+
+    def scaled_down(self, sizes: Sequence[Size], processor: Processor, data: DataConfig) -> int:
+        return sum(given != size for given, size in zip(self.given(sizes, processor, data), sizes, strict=True))
 
     def options(self, processor: Processor, data: DataConfig) -> Mapping[str, Any]:
         return {}

@@ -8,11 +8,12 @@ with those that the question begins with.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any
 
     from vgpo_lite.prompts.processor import Processor
 
@@ -45,6 +46,11 @@ class _Added(NamedTuple):
 
 
 _NEVER = "(?!)"
+_BLANKS_IN_FRONT, _BLANKS_BEHIND = re.compile(r"^[^\S\x1c-\x1f]+"), re.compile(r"[^\S\x1c-\x1f]+$")
+"""What is blank to a tokenizer; Python counts four separators more."""
+
+_known: WeakKeyDictionary[Processor, tuple[int, _Added]] = WeakKeyDictionary()
+"""Of each processor in use: how large its vocabulary was when its added tokens were read, and these."""
 
 
 def stretches(parts: Iterable[Part], processor: Processor) -> Iterator[str | int]:
@@ -68,8 +74,8 @@ def stretches(parts: Iterable[Part], processor: Processor) -> Iterator[str | int
 
 def _between(left: _Cut, stretch: str, right: _Cut) -> Iterator[str]:
     """A stretch without what the tokens around it swallow; nothing where that is all."""
-    stretch = stretch.lstrip() if left.eats_right else stretch
-    stretch = stretch.rstrip() if right.eats_left else stretch
+    stretch = _BLANKS_IN_FRONT.sub("", stretch) if left.eats_right else stretch
+    stretch = _BLANKS_BEHIND.sub("", stretch) if right.eats_left else stretch
     if stretch:
         yield stretch
 
@@ -96,10 +102,17 @@ def _read(text: str, processor: Processor) -> list[int]:
     return [token.id for piece, _ in pieces for token in model.tokenize(piece)]
 
 
-@lru_cache(maxsize=8)
 def _added(processor: Processor) -> _Added:
     """Read once for each processor: a tokenizer may have thousands, and gives them out slowly."""
-    tokens = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    backend = processor.tokenizer.backend_tokenizer
+    size, added = _known.get(processor, (0, None))
+    if added is None or size != backend.get_vocab_size():
+        added = _read_added(backend.get_added_tokens_decoder())
+        _known[processor] = backend.get_vocab_size(), added
+    return added
+
+
+def _read_added(tokens: Mapping[int, Any]) -> _Added:
     blanks = {token.content: place for place, token in tokens.items() if token.content.isspace() and not token.special}
     cuts = {
         token.content: _Cut(place, token.lstrip, token.rstrip)
