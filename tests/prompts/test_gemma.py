@@ -94,10 +94,7 @@ def test_runs_of_line_ends_are_the_tokens_that_gemma_was_trained_with(gemma: Any
     [
         (QWEN2_VL, [0, 1, 2]),
         (SMOLVLM2, [0, 1, 2]),
-        (
-            LLAVA_ONEVISION,
-            [1, 1, 0],
-        ),  # 60 x 60 take a canvas of four tiles; several are tiles as they are
+        (LLAVA_ONEVISION, [1, 1, 0]),  # a canvas of four tiles for 60 x 60; several images are tiles as they are
         (GEMMA3, [0, 0, 0]),
     ],
 )
