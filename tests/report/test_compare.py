@@ -155,7 +155,7 @@ def test_quantiles_of_student_s_t_are_those_of_its_density() -> None:
 def test_curves_of_seeds_stand_on_their_own_steps(tmp_path: Path) -> None:
     short, long = make_run(tmp_path / "short", steps=2, seed=1), make_run(tmp_path / "long", steps=4, seed=2)
     (group,) = grouped([read_run(short), read_run(long)])
-    steps, curves = curves_over_seeds(group, "reward/mean")
+    steps, curves = curves_over_seeds(group, Curve(metric="reward/mean", label="all"))
     assert steps == (1, 2, 3, 4)
     assert np.isnan(curves[0, 2:]).all()
     assert curves[1].tolist() == running_median(recorded(long, "reward/mean")).tolist()

@@ -143,10 +143,10 @@ def _line(group: SeedGroup, curve: Curve, colour: int, style: str | None, *, is_
     """The line of a group: one run as it is, several as their mean within a band."""
     low, high = (), ()
     if len(group.runs) == 1:
-        values = group.runs[0].metrics.get(curve.metric, ())
+        values = curve.values(group.runs[0])
         steps = group.runs[0].steps if values else ()
     else:
-        steps, curves = curves_over_seeds(group, curve.metric)
+        steps, curves = curves_over_seeds(group, curve)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word for a step that no seed has a value of: nan
             values, low, high = (over(curves, 0).tolist() for over in (np.nanmean, np.nanmin, np.nanmax))
@@ -154,9 +154,9 @@ def _line(group: SeedGroup, curve: Curve, colour: int, style: str | None, *, is_
         label=group.label,
         colour=colour,
         steps=steps,
-        values=[curve.scale * value for value in values],
-        low=[curve.scale * value for value in low],
-        high=[curve.scale * value for value in high],
+        values=values,
+        low=low,
+        high=high,
         style=style,
         is_dashed=is_dashed,
     )
