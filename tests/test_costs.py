@@ -14,8 +14,11 @@ import vgpo_lite.costs as costs_module
 import vgpo_lite.memory as memory_module
 from tests.cheap_runs import lent, small_config
 from vgpo_lite.costs import Costs
+from vgpo_lite.data_types import StepReport
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.memory import begin_peak, peak_bytes
 from vgpo_lite.trainer import train
+from vgpo_lite.units import memory
 
 CPU = torch.device("cpu")
 MEGABYTE = 1_000_000
@@ -190,6 +193,45 @@ def test_a_run_tells_each_phase_of_each_step(tmp_path: Path) -> None:
     again = steps_of(tmp_path / "twice")
     assert phases_of(again[0])[0] == usual | {"checking"}
     assert phases_of(again[1])[0] == {"updating"}  # on what the first step sampled and saw
+
+
+class Needing(SilentListener):
+    """Takes 300 MB while the first step updates."""
+
+    is_over = False
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        if phase == "update" and not self.is_over:
+            touch(300 * MEGABYTE)
+
+    def stepped(self, report: StepReport, seconds_left: float) -> None:
+        self.is_over = True
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_run_s_peak_is_that_of_all_its_steps(tmp_path: Path, *, is_resumed: bool) -> None:
+    run = tmp_path / "run"
+    with lent(tmp_path / "opened"):
+        if is_resumed:
+            train(small_config(run, max_steps=1), listener=Needing())
+            summary = train(small_config(run, max_steps=2), resume="auto")
+        else:
+            summary = train(small_config(run, max_steps=2), listener=Needing())
+    first, second = steps_of(run)
+    assert first["memory/updating_peak_bytes"] > second["memory/updating_peak_bytes"] + 250 * MEGABYTE
+    assert summary.peak_bytes >= second["memory/peak_bytes"] >= first["memory/peak_bytes"]
+    assert json.loads((run / "status.json").read_text())["peak_bytes"] == summary.peak_bytes
+    assert f"{memory(summary.peak_bytes)} of the whole process measured" in (run / "README.md").read_text()
+
+
+def test_what_earlier_processes_needed_is_not_taken_for_what_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    costs = told_by(device, monkeypatch)
+    costs.earlier_bytes = 90
+    a_step(device, costs)
+    assert (costs.highest_bytes, costs.highest_of_run_bytes, costs.end_step()["memory/peak_bytes"]) == (70, 90, 90.0)
+    device.pass_by(1.0, peak=95)
+    assert costs.end_step()["memory/peak_bytes"] == 95.0
 
 
 @pytest.mark.gpu

@@ -260,7 +260,7 @@ class Run:
             before=self.progress.before,
             after=after,
             seconds=time.monotonic() - self.started,
-            peak_bytes=self.costs.highest_bytes,
+            peak_bytes=self.costs.highest_of_run_bytes,
             peak_is_of_process=counts_process(self.bench.policy.device),
             predicted_peak_bytes=self.bench.memory.peak_bytes,
         )
