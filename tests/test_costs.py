@@ -99,17 +99,26 @@ def test_where_no_peak_begins_anew_no_phase_has_one(monkeypatch: pytest.MonkeyPa
     assert told["time/step_seconds"] == 27.25
 
 
-def test_a_phase_that_an_error_ends_is_not_counted_and_leaves_the_outer_one_whole(
+def test_a_phase_that_an_error_ends_has_what_passed_in_it_and_leaves_the_outer_one_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = Device()
     costs = told_by(device, monkeypatch)
     with costs.phase("sampling"):
-        device.pass_by(1.0, peak=1)
+        device.pass_by(1.0, peak=10)
         with pytest.raises(ValueError, match="broken"), costs.phase("grading"):
+            device.pass_by(4.0, peak=80)
             raise ValueError("broken")
-        device.pass_by(2.0, peak=1)
-    assert costs.end_step()["time/sampling_seconds"] == costs.end_step()["time/step_seconds"] + 3.0
+        device.pass_by(2.0, peak=20)
+    device.pass_by(8.0, peak=1)  # in no phase
+    assert costs.end_step() == {
+        "time/sampling_seconds": 3.0,
+        "time/grading_seconds": 4.0,
+        "time/step_seconds": 7.0,
+        "memory/sampling_peak_bytes": 20.0,
+        "memory/grading_peak_bytes": 80.0,
+        "memory/peak_bytes": 80.0,
+    }
 
 
 def test_the_peak_of_a_cpu_phase_is_the_highest_resident_size_while_it_lasted() -> None:

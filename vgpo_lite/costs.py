@@ -51,13 +51,13 @@ class Costs:
 
     @contextlib.contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Put down to a phase what passes inside, but for phases in it. One that an error ends is not counted."""
+        """Put down to a phase what passes inside, but for phases in it. One that an error ends counts until then."""
         self._mark()
         self._entered.append(name)
         try:
             yield
-            self._mark()
         finally:
+            self._mark()
             self._entered.pop()
 
     def end_step(self) -> dict[str, float]:
