@@ -34,6 +34,10 @@ class Device:
         self.seconds += seconds
         self.peak = max(self.peak, peak)
 
+    def break_down(self, seconds: float, *, peak: int) -> None:
+        self.pass_by(seconds, peak=peak)
+        raise ValueError("broken")
+
     def begin_peak(self, device: torch.device) -> bool:
         if self.begins_anew:
             self.peak = self.held
@@ -107,8 +111,7 @@ def test_a_phase_that_an_error_ends_has_what_passed_in_it_and_leaves_the_outer_o
     with costs.phase("sampling"):
         device.pass_by(1.0, peak=10)
         with pytest.raises(ValueError, match="broken"), costs.phase("grading"):
-            device.pass_by(4.0, peak=80)
-            raise ValueError("broken")
+            device.break_down(4.0, peak=80)
         device.pass_by(2.0, peak=20)
     device.pass_by(8.0, peak=1)  # in no phase
     assert costs.end_step() == {
@@ -156,6 +159,24 @@ def test_systems_that_let_nobody_begin_a_peak_still_tell_the_whole_one(
         (tmp_path / missing).mkdir()  # cannot be written
     assert not begin_peak(CPU)
     assert peak_bytes(CPU) == 512 * 1024 if missing == "clear_refs" else peak_bytes(CPU) > 10 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("status", "is_begun"),
+    [
+        ("VmHWM:\t  512000 kB\nVmRSS:\t  510000 kB\n", True),  # another thread has let go of something since
+        ("VmHWM:\t  512000 kB\nVmRSS:\t  200000 kB\n", False),  # the write was taken, and nothing happened
+        ("VmHWM:\t  512000 kB\n", False),
+        ("VmRSS:\t  512000 kB\n", False),
+    ],
+)
+def test_a_peak_is_begun_where_the_mark_has_come_down_and_not_where_the_write_was_only_taken(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_begun: bool
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tpython\n{status}Threads:\t1\n")
+    (tmp_path / "clear_refs").write_text("")
+    monkeypatch.setattr(memory_module, "_PROCESS", tmp_path)
+    assert begin_peak(CPU) is is_begun
 
 
 def test_on_a_gpu_the_allocator_s_peak_is_read_when_its_work_is_done_and_begun_anew(
