@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,43 @@ def test_a_step_whose_time_is_unknown_took_no_known_time(tmp_path: Path) -> None
     (sampling, *_) = charts_by_name(run)["time"].curves
     assert [sampling.values(run)[place] for place in (0, 2)] == [2.75, 2.75]
     assert math.isnan(sampling.values(run)[1])
+
+
+LIE, LEVEL, FLAT = "lie on one another", "level after the first steps", "flat after the first steps"
+OWN, LOOKING, BEFORE = (
+    "own report tells its phases",
+    "update's own forward pass",
+    "one pass before the first of several",
+)
+
+
+def on_a_card(run: RunRecord) -> RunRecord:
+    return replace(run, facts={"device": "NVIDIA T4, 15.6 GB"})
+
+
+def without_phases(run: RunRecord) -> RunRecord:
+    """As a run tells it that knows whole steps alone."""
+    return replace(run, metrics={name: run.metrics[name] for name in ("time/step_seconds", "memory/peak_bytes")})
+
+
+def test_what_is_said_of_costs_holds_for_what_is_drawn(tmp_path: Path) -> None:
+    run, several = read_run(make_run(tmp_path / "run")), windows_of_four(tmp_path / "several", steps=8)
+    old, card = without_phases(run), on_a_card(run)
+    process, tensors, both = "The whole process at its", "What tensors held", "On a GPU what tensors held"
+    told = {
+        "one on a CPU": ([run], {process, FLAT, LIE, LOOKING}),
+        "one on a card": ([card], {tensors, FLAT, "Dashed", LOOKING}),
+        "one of several updates": ([several], {process, FLAT, LIE, BEFORE, "of the 4 steps"}),
+        "one without phases": ([old], {process, LEVEL}),
+        "two on CPUs": ([run, run], {process, LEVEL, OWN}),
+        "two on cards": ([card, card], {tensors, LEVEL, "Dashed", OWN}),
+        "a CPU and a card": ([run, card], {both, LEVEL, OWN}),
+        "two of which one has phases": ([run, old], {process, LEVEL}),
+    }
+    sentences = set.union(*(expected for _, expected in told.values()))
+    for name, (runs, expected) in told.items():
+        charts = charts_by_name(*runs)
+        text = f"{charts['memory'].reading} {charts['time'].reading}"
+        assert {sentence for sentence in sentences if sentence in text} == expected, name
+        assert "  " not in text
+        assert text.endswith(".")

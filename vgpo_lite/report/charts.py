@@ -55,6 +55,10 @@ class Curve:
         return values.tolist()
 
 
+_PHASE_SECONDS = Curve(metric="time/{}_seconds", label="{}", told="mean")
+_PHASE_PEAK = Curve(metric="memory/{}_peak_bytes", label="{}", scale=1 / GIGABYTE, told="highest")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """One picture of a report.
@@ -201,42 +205,72 @@ def charts_of(runs: list[RunRecord]) -> tuple[Chart, ...]:
 def _cost_charts(runs: list[RunRecord]) -> tuple[Chart, Chart]:
     """Memory and time of a run by phase; of several runs, or of one that tells no phases, as a whole."""
     alone = runs[0].metrics if len(runs) == 1 else {}
-    peaks = _by_phase(Curve(metric="memory/{}_peak_bytes", label="{}", scale=1 / GIGABYTE, told="highest"), alone)
-    seconds = _by_phase(Curve(metric="time/{}_seconds", label="{}", told="mean"), alone)
-    spans = {iterations_of(run) for run in runs}
-    span = f"the {max(spans)} steps" if len(spans) == 1 else "num_iterations steps"
-    each = "" if spans <= {1} else f" Each value is the {{}} of {span} up to it, of which one samples."
-    on_gpu = not any(str(run.facts.get("device", "CPU")).startswith("CPU") for run in runs)
-    tensors, process = "What tensors held at most", "The whole process at its highest, libraries and data included"
+    peaks = _by_phase(_PHASE_PEAK, alone)
+    seconds = _by_phase(_PHASE_SECONDS, alone)
     memory = Chart(
         name="memory",
         title="Memory by phase" if peaks else "Memory",
         axis="highest in the phase, GB" if peaks else "highest so far, GB",
-        reading=f"{tensors if on_gpu else process}. It should be flat after the first steps, but for what the length "
-        "of completions asks for. "
-        + (
-            "Dashed: what the run may use, the card's context included, where --gpu-memory says it."
-            if on_gpu
-            else "Curves of a small model lie on one another."
-        )
-        + (each.format("highest") if peaks else ""),
+        reading=_memory_reading(runs, peaks),
         curves=peaks or (Curve(metric="memory/peak_bytes", label="peak", scale=1 / GIGABYTE),),
-        limit="memory.gpu_memory" if on_gpu else None,
+        limit="memory.gpu_memory" if _counted(runs) == {"tensors"} else None,
     )
     time = Chart(
         name="time",
         title="Time by phase" if seconds else "Time per step",
         axis="seconds per step",
-        reading=(
-            "Sampling grows with the length of completions. Looking is the update's own forward pass where a group "
-            "goes through the model at once; updating is then the backward pass and the optimizer."
-            if seconds
-            else "Whole steps; a run's own report tells its phases apart."
-        )
-        + each.format("mean"),
+        reading=_time_reading(runs, seconds),
         curves=seconds or (Curve(metric=_STEP_SECONDS, label="step", told="mean"),),
     )
     return memory, time
+
+
+def _memory_reading(runs: list[RunRecord], peaks: Sequence[Curve]) -> str:
+    counted = _counted(runs)
+    sentences = {
+        "What tensors held at most.": counted == {"tensors"},
+        "The whole process at its highest, libraries and data included.": counted == {"process"},
+        "On a GPU what tensors held at most, on a CPU the whole process.": len(counted) > 1,
+        "It should be flat after the first steps, but for what the length of completions asks for.": bool(peaks),
+        "It never falls, and should be level after the first steps, unless completions get longer.": not peaks,
+        "Dashed: what the run may use, the card's context included, where --gpu-memory says it.": counted
+        == {"tensors"},
+        "Curves of a small model lie on one another.": counted == {"process"} and len(peaks) > 1,
+        _windows_told(runs, "highest"): bool(peaks),
+    }
+    return _those_that_hold(sentences)
+
+
+def _time_reading(runs: list[RunRecord], seconds: Sequence[Curve]) -> str:
+    looks = any(curve.label == "looking" for curve in seconds)
+    is_looked_at_before = any(iterations_of(run) > 1 for run in runs)
+    sentences = {
+        "Sampling grows with the length of completions.": bool(seconds),
+        "Looking is the update's own forward pass where a group goes through the model at once; updating is then the "
+        "backward pass and the optimizer.": looks and not is_looked_at_before,
+        "Looking is one pass before the first of several updates.": looks and is_looked_at_before,
+        "Whole steps.": not seconds,
+        "A run's own report tells its phases apart.": not seconds
+        and all(_by_phase(_PHASE_SECONDS, run.metrics) for run in runs),
+        _windows_told(runs, "mean"): True,
+    }
+    return _those_that_hold(sentences)
+
+
+def _those_that_hold(sentences: Mapping[str, bool]) -> str:
+    return " ".join(sentence for sentence, holds in sentences.items() if holds and sentence)
+
+
+def _counted(runs: list[RunRecord]) -> set[str]:
+    """What these runs count as memory: `tensors` on a GPU, the whole `process` on a CPU."""
+    return {"process" if str(run.facts.get("device", "CPU")).startswith("CPU") else "tensors" for run in runs}
+
+
+def _windows_told(runs: list[RunRecord], what: str) -> str:
+    """That a point is one of several steps, where it is."""
+    spans = {iterations_of(run) for run in runs}
+    span = f"the {max(spans)} steps" if len(spans) == 1 else "num_iterations steps"
+    return "" if spans <= {1} else f"Each value is the {what} of {span} up to it, of which one samples."
 
 
 def _by_phase(like: Curve, recorded: Mapping[str, Sequence[float]]) -> tuple[Curve, ...]:
