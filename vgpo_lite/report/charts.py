@@ -270,7 +270,7 @@ def _windows_told(runs: list[RunRecord], what: str) -> str:
     """That a point is one of several steps, where it is."""
     spans = {iterations_of(run) for run in runs}
     span = f"the {max(spans)} steps" if len(spans) == 1 else "num_iterations steps"
-    return "" if spans <= {1} else f"Each value is the {what} of {span} up to it, of which one samples."
+    return "" if spans <= {1} else f"Each value is the {what} of {span} up to it: only the first on a rollout samples."
 
 
 def _by_phase(like: Curve, recorded: Mapping[str, Sequence[float]]) -> tuple[Curve, ...]:
