@@ -14,8 +14,11 @@ import vgpo_lite.costs as costs_module
 import vgpo_lite.memory as memory_module
 from tests.cheap_runs import lent, small_config
 from vgpo_lite.costs import Costs
+from vgpo_lite.data_types import StepReport
+from vgpo_lite.listening import SilentListener
 from vgpo_lite.memory import begin_peak, peak_bytes
 from vgpo_lite.trainer import train
+from vgpo_lite.units import memory
 
 CPU = torch.device("cpu")
 MEGABYTE = 1_000_000
@@ -30,6 +33,10 @@ class Device:
     def pass_by(self, seconds: float, *, peak: int) -> None:
         self.seconds += seconds
         self.peak = max(self.peak, peak)
+
+    def break_down(self, seconds: float, *, peak: int) -> None:
+        self.pass_by(seconds, peak=peak)
+        raise ValueError("broken")
 
     def begin_peak(self, device: torch.device) -> bool:
         if self.begins_anew:
@@ -96,17 +103,25 @@ def test_where_no_peak_begins_anew_no_phase_has_one(monkeypatch: pytest.MonkeyPa
     assert told["time/step_seconds"] == 27.25
 
 
-def test_a_phase_that_an_error_ends_is_not_counted_and_leaves_the_outer_one_whole(
+def test_a_phase_that_an_error_ends_has_what_passed_in_it_and_leaves_the_outer_one_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = Device()
     costs = told_by(device, monkeypatch)
     with costs.phase("sampling"):
-        device.pass_by(1.0, peak=1)
+        device.pass_by(1.0, peak=10)
         with pytest.raises(ValueError, match="broken"), costs.phase("grading"):
-            raise ValueError("broken")
-        device.pass_by(2.0, peak=1)
-    assert costs.end_step()["time/sampling_seconds"] == costs.end_step()["time/step_seconds"] + 3.0
+            device.break_down(4.0, peak=80)
+        device.pass_by(2.0, peak=20)
+    device.pass_by(8.0, peak=1)  # in no phase
+    assert costs.end_step() == {
+        "time/sampling_seconds": 3.0,
+        "time/grading_seconds": 4.0,
+        "time/step_seconds": 7.0,
+        "memory/sampling_peak_bytes": 20.0,
+        "memory/grading_peak_bytes": 80.0,
+        "memory/peak_bytes": 80.0,
+    }
 
 
 def test_the_peak_of_a_cpu_phase_is_the_highest_resident_size_while_it_lasted() -> None:
@@ -144,6 +159,24 @@ def test_systems_that_let_nobody_begin_a_peak_still_tell_the_whole_one(
         (tmp_path / missing).mkdir()  # cannot be written
     assert not begin_peak(CPU)
     assert peak_bytes(CPU) == 512 * 1024 if missing == "clear_refs" else peak_bytes(CPU) > 10 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("status", "is_begun"),
+    [
+        ("VmHWM:\t  512000 kB\nVmRSS:\t  510000 kB\n", True),  # another thread has let go of something since
+        ("VmHWM:\t  512000 kB\nVmRSS:\t  200000 kB\n", False),  # the write was taken, and nothing happened
+        ("VmHWM:\t  512000 kB\n", False),
+        ("VmRSS:\t  512000 kB\n", False),
+    ],
+)
+def test_a_peak_is_begun_where_the_mark_has_come_down_and_not_where_the_write_was_only_taken(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_begun: bool
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tpython\n{status}Threads:\t1\n")
+    (tmp_path / "clear_refs").write_text("")
+    monkeypatch.setattr(memory_module, "_PROCESS", tmp_path)
+    assert begin_peak(CPU) is is_begun
 
 
 def test_on_a_gpu_the_allocator_s_peak_is_read_when_its_work_is_done_and_begun_anew(
@@ -190,6 +223,45 @@ def test_a_run_tells_each_phase_of_each_step(tmp_path: Path) -> None:
     again = steps_of(tmp_path / "twice")
     assert phases_of(again[0])[0] == usual | {"checking"}
     assert phases_of(again[1])[0] == {"updating"}  # on what the first step sampled and saw
+
+
+class Needing(SilentListener):
+    """Takes 300 MB while the first step updates."""
+
+    is_over = False
+
+    def progressed(self, phase: str, done: int, total: int) -> None:
+        if phase == "update" and not self.is_over:
+            touch(300 * MEGABYTE)
+
+    def stepped(self, report: StepReport, seconds_left: float) -> None:
+        self.is_over = True
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_run_s_peak_is_that_of_all_its_steps(tmp_path: Path, *, is_resumed: bool) -> None:
+    run = tmp_path / "run"
+    with lent(tmp_path / "opened"):
+        if is_resumed:
+            train(small_config(run, max_steps=1), listener=Needing())
+            summary = train(small_config(run, max_steps=2), resume="auto")
+        else:
+            summary = train(small_config(run, max_steps=2), listener=Needing())
+    first, second = steps_of(run)
+    assert first["memory/updating_peak_bytes"] > second["memory/updating_peak_bytes"] + 250 * MEGABYTE
+    assert summary.peak_bytes >= second["memory/peak_bytes"] >= first["memory/peak_bytes"]
+    assert json.loads((run / "status.json").read_text())["peak_bytes"] == summary.peak_bytes
+    assert f"{memory(summary.peak_bytes)} of the whole process measured" in (run / "README.md").read_text()
+
+
+def test_what_earlier_processes_needed_is_not_taken_for_what_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    costs = told_by(device, monkeypatch)
+    costs.earlier_bytes = 90
+    a_step(device, costs)
+    assert (costs.highest_bytes, costs.highest_of_run_bytes, costs.end_step()["memory/peak_bytes"]) == (70, 90, 90.0)
+    device.pass_by(1.0, peak=95)
+    assert costs.end_step()["memory/peak_bytes"] == 95.0
 
 
 @pytest.mark.gpu

@@ -114,6 +114,27 @@ def test_the_plan_counts_the_rows_that_are_measured(
     assert heard.rows_held_out == told
 
 
+@pytest.mark.parametrize(
+    ("iterations", "seconds", "each"),
+    [
+        (4, [30.0, 5.0, 5.0, 5.0] * 10, 11.25),
+        (4, [30.0, 5.0, 5.0, 5.0] * 10 + [30.0], 11.25),
+        (4, [30.0, 5.0, 5.0, 5.0, 30.0, 5.0], 11.25),
+        (4, [30.0, 5.0], 17.5),  # no window is whole
+        (3, [100.0] * 3 + [6.0, 3.0, 3.0] * 7, 4.0),  # the last 21 steps
+        (1, [100.0] * 5 + [2.0] * 20, 2.0),
+        (1, [], 0.0),
+    ],
+)
+def test_the_time_left_is_that_of_whole_windows(
+    bench: SimpleNamespace, tmp_path: Path, iterations: int, seconds: list[float], each: float
+) -> None:
+    with open_run(config_of(tmp_path / "run", num_iterations=iterations, max_steps=100)) as run:
+        run.step_seconds = seconds
+        run.progress = replace(run.progress, step=60)
+        assert run.seconds_left == pytest.approx(40 * each)
+
+
 ENDINGS = {
     "config": (ConfigError("reward file a.py is gone"), 2, "failed", "a.py"),
     "data": (DataError("row 3 is no image"), 3, "failed", "row 3"),

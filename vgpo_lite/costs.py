@@ -22,7 +22,12 @@ class Costs:
 
     A phase inside another interrupts it, so the phases' seconds add up to the step's. Peaks are read from the process's
     one counter, which begins anew with each phase; the highest of all is therefore kept here.
+
+    Attributes:
+        earlier_bytes: Highest that earlier processes of the run recorded; 0 where there was none.
     """
+
+    earlier_bytes: int = 0
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,19 +40,24 @@ class Costs:
 
     @property
     def highest_bytes(self) -> int:
-        """Highest memory in use so far, in phases and outside of them."""
+        """Highest memory in use by this process so far, in phases and outside of them."""
         self._highest = max(self._highest, peak_bytes(self._device))
         return self._highest
 
+    @property
+    def highest_of_run_bytes(self) -> int:
+        """The same, of the run's earlier processes too."""
+        return max(self.earlier_bytes, self.highest_bytes)
+
     @contextlib.contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Put down to a phase what passes inside, but for phases in it. One that an error ends is not counted."""
+        """Put down to a phase what passes inside, but for phases in it. One that an error ends counts until then."""
         self._mark()
         self._entered.append(name)
         try:
             yield
-            self._mark()
         finally:
+            self._mark()
             self._entered.pop()
 
     def end_step(self) -> dict[str, float]:
@@ -57,7 +67,7 @@ class Costs:
         """
         seconds = {f"time/{name}_seconds": spent for name, spent in self._seconds.items()}
         peaks = {f"memory/{name}_peak_bytes": float(peak) for name, peak in self._peaks.items()}
-        total, highest = sum(self._seconds.values()), float(self.highest_bytes)
+        total, highest = sum(self._seconds.values()), float(self.highest_of_run_bytes)
         self._seconds, self._peaks = {}, {}
         return {**seconds, "time/step_seconds": total, **peaks, "memory/peak_bytes": highest}
 

@@ -175,6 +175,7 @@ def _prepare_folder(run: Run, checkpoint: Checkpoint | None) -> None:
     run.journal.forget_after(done)
     run.recorder.forget_after(done)
     run.step_seconds = recorded_values(output, "time/step_seconds")
+    run.costs.earlier_bytes = int(max(recorded_values(output, "memory/peak_bytes"), default=0))
     write_config(run.config, output / "config.yaml")
     if checkpoint is not None:
         run.recorder.event("resumed", step=checkpoint.step, shrunk_sizes=run.shrunk_sizes)

@@ -14,7 +14,8 @@ import torch
 
 _SMALL_MODEL = 50_000_000  # parameters; a matrix product of a smaller model takes less than starting a second thread
 _PROCESS = Path("/proc/self")
-_VM_HWM = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_KILOBYTES = rb"^%s:\s+(\d+) kB$"
+_FRESH_BYTES = 4_000_000  # measured: VmHWM is VmRSS to the byte then; other threads may come and go in between
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
 
 
@@ -25,10 +26,10 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    resident = _highest_resident_bytes()
-    if resident is None:
+    (highest,) = _bytes_of("VmHWM")
+    if highest is None:  # getrusage also counts what ran before an exec: a launcher
         return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * _RSS_UNIT_BYTES
-    return resident
+    return highest
 
 
 def begin_peak(device: torch.device) -> bool:
@@ -41,22 +42,22 @@ def begin_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    if _highest_resident_bytes() is None:
-        return False
     try:
         (_PROCESS / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): VmHWM begins anew at what is resident now
     except OSError:
         return False
-    return True
+    highest, resident = _bytes_of("VmHWM", "VmRSS")  # a sandbox may take the write and do nothing
+    return highest is not None and resident is not None and highest - resident <= _FRESH_BYTES
 
 
-def _highest_resident_bytes() -> int | None:
-    """Linux's own high-water mark; None elsewhere. getrusage also counts what ran before an exec: a launcher."""
+def _bytes_of(*names: str) -> list[int | None]:
+    """What Linux says of the process at one moment, such as VmHWM, its own high-water mark; None elsewhere."""
     try:
-        found = _VM_HWM.search((_PROCESS / "status").read_bytes())
+        status = (_PROCESS / "status").read_bytes()
     except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1])
+        status = b""
+    found = (re.search(_KILOBYTES % name.encode(), status, re.MULTILINE) for name in names)
+    return [None if match is None else 1024 * int(match[1]) for match in found]
 
 
 def counts_process(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ the last step's end to save.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from vgpo_lite.windows import Window
 
 _BAD_STEPS_IN_A_ROW = 3  # promise: three steps that are not finite stop a run
+_RECENT_STEPS = 20  # of which the time left is told: enough to even out steps, few enough to follow longer completions
 
 
 @dataclass(kw_only=True)
@@ -191,9 +193,11 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        """Estimate from the median of the last twenty steps."""
-        recent = self.step_seconds[-20:]
-        return statistics.median(recent) * (self.config.max_steps - self.progress.step) if recent else 0.0
+        """Estimate from the mean of the last twenty steps or so; in whole windows, as one step of each samples."""
+        length, known = self.config.num_iterations, self.step_seconds
+        windows = min(math.ceil(_RECENT_STEPS / length), len(known) // length)
+        recent = known[-windows * length :]  # all there are where no window is whole
+        return statistics.fmean(recent) * (self.config.max_steps - self.progress.step) if recent else 0.0
 
     def save(self) -> Path:
         """Write a checkpoint of the last step's end, unless it is there already, or another process does."""
@@ -256,7 +260,7 @@ class Run:
             before=self.progress.before,
             after=after,
             seconds=time.monotonic() - self.started,
-            peak_bytes=self.costs.highest_bytes,
+            peak_bytes=self.costs.highest_of_run_bytes,
             peak_is_of_process=counts_process(self.bench.policy.device),
             predicted_peak_bytes=self.bench.memory.peak_bytes,
         )

@@ -136,6 +136,30 @@ def test_the_line_of_several_seeds_is_their_mean_within_the_smallest_and_the_lar
     assert (list(line.low), list(line.high)) == ([0.0, 0.0], [80.0, 80.0])
 
 
+def test_the_line_of_several_seeds_ends_where_the_first_of_them_does_and_never_jumps(tmp_path: Path) -> None:
+    folders = [
+        make_run(
+            tmp_path / f"{seed}",
+            steps=steps,
+            seed=seed,
+            changes={
+                step: {"reward/mean": reward} | ({} if seed < 2 else {"reward/mean": None}) for step in range(1, 13)
+            },
+        )
+        for seed, (reward, steps) in enumerate(((0.2, 12), (0.8, 6), (0.5, 3)))
+    ]
+    (group,) = grouped([read_run(folder) for folder in folders])
+    line = _line(group, Curve(metric="reward/mean", label="all"), 0, None, is_dashed=False)
+    assert list(line.steps) == list(range(1, 13))
+    for drawn, expected in ((line.values, 0.5), (line.low, 0.2), (line.high, 0.8)):
+        assert drawn[:6] == pytest.approx([expected] * 6)  # the third seed, which records no reward, does not count
+        assert np.isnan(drawn[6:]).all()
+    nothing = _line(group, Curve(metric="reward/none", label="none"), 0, None, is_dashed=False)
+    assert (len(nothing.steps), len(nothing.values)) == (0, 0)
+    write_comparison(folders, tmp_path / "page.html")
+    assert "on steps where each seed has a value" in (tmp_path / "page.html").read_text()
+
+
 def test_runs_side_by_side_show_whole_steps_and_the_highest_memory(six: list[Path]) -> None:
     charts = {chart.name: chart for chart in charts_of([read_run(folder) for folder in six])}
     assert [curve.metric for curve in charts["time"].curves] == ["time/step_seconds"]
@@ -155,7 +179,7 @@ def test_quantiles_of_student_s_t_are_those_of_its_density() -> None:
 def test_curves_of_seeds_stand_on_their_own_steps(tmp_path: Path) -> None:
     short, long = make_run(tmp_path / "short", steps=2, seed=1), make_run(tmp_path / "long", steps=4, seed=2)
     (group,) = grouped([read_run(short), read_run(long)])
-    steps, curves = curves_over_seeds(group, "reward/mean")
+    steps, curves = curves_over_seeds(group, Curve(metric="reward/mean", label="all"))
     assert steps == (1, 2, 3, 4)
     assert np.isnan(curves[0, 2:]).all()
     assert curves[1].tolist() == running_median(recorded(long, "reward/mean")).tolist()

@@ -172,10 +172,8 @@ def _method(config: RunConfig) -> str:
 
 
 def _peak(summary: RunSummary) -> str:
-    recorded = recorded_values(Path(summary.output), "memory/peak_bytes")
     whose = "of the whole process" if summary.peak_is_of_process else "of tensors"
-    measured, predicted = max([summary.peak_bytes, *recorded]), summary.predicted_peak_bytes
-    return f"{memory(measured)} {whose} measured, {memory(predicted)} of tensors predicted"
+    return f"{memory(summary.peak_bytes)} {whose} measured, {memory(summary.predicted_peak_bytes)} of tensors predicted"
 
 
 def _time(summary: RunSummary) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vgpo_lite.report.smoothing import over_last
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,6 +18,14 @@ GIGABYTE = 1e9
 PHASES = ("sampling", "grading", "looking", "updating")
 """Those of every step; the check of the first group is one of the first step alone."""
 
+_STEP_SECONDS = "time/step_seconds"
+
+
+def iterations_of(run: RunRecord) -> int:
+    """Steps that a run takes on one rollout."""
+    iterations = run.settings.get("num_iterations", 1)
+    return iterations if isinstance(iterations, int) and iterations > 0 else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -23,11 +35,28 @@ class Curve:
         metric: Its name in metrics.jsonl.
         label: What the legend calls it.
         scale: Recorded values are multiplied by it.
+        told: What a point tells: its `step` alone, or the `mean` or the `highest` of `num_iterations` steps up to it.
+            Only the first of so many steps on one rollout samples, so a step alone does not tell what steps cost.
     """
 
     metric: str
     label: str
     scale: float = 1.0
+    told: Literal["step", "mean", "highest"] = "step"
+
+    def values(self, run: RunRecord) -> list[float]:
+        """What is drawn of a run, one value per step; nan where there is none. A phase that a step had not took 0 s."""
+        values = self.scale * np.array(run.metrics.get(self.metric, ()), dtype=np.float64)
+        if self.told == "mean" and len(values):
+            had_time = ~np.isnan(run.metrics.get(_STEP_SECONDS, values))
+            values = np.where(np.isnan(values) & had_time, 0.0, values)
+        if self.told != "step":
+            values = over_last(values, iterations_of(run), {"mean": np.mean, "highest": np.max}[self.told])
+        return values.tolist()
+
+
+_PHASE_SECONDS = Curve(metric="time/{}_seconds", label="{}", told="mean")
+_PHASE_PEAK = Curve(metric="memory/{}_peak_bytes", label="{}", scale=1 / GIGABYTE, told="highest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,38 +205,75 @@ def charts_of(runs: list[RunRecord]) -> tuple[Chart, ...]:
 def _cost_charts(runs: list[RunRecord]) -> tuple[Chart, Chart]:
     """Memory and time of a run by phase; of several runs, or of one that tells no phases, as a whole."""
     alone = runs[0].metrics if len(runs) == 1 else {}
-    peaks = _by_phase("memory/{}_peak_bytes", alone, scale=1 / GIGABYTE)
-    seconds = _by_phase("time/{}_seconds", alone)
-    on_gpu = not any(str(run.facts.get("device", "CPU")).startswith("CPU") for run in runs)
-    tensors, process = "What tensors held at most", "The whole process at its highest, libraries and data included"
+    peaks = _by_phase(_PHASE_PEAK, alone)
+    seconds = _by_phase(_PHASE_SECONDS, alone)
     memory = Chart(
         name="memory",
         title="Memory by phase" if peaks else "Memory",
         axis="highest in the phase, GB" if peaks else "highest so far, GB",
-        reading=f"{tensors if on_gpu else process}. It should be flat after the first steps, but for what the length "
-        "of completions asks for. "
-        + (
-            "Dashed: what the run may use, the card's context included, where --gpu-memory says it."
-            if on_gpu
-            else "Curves of a small model lie on one another."
-        ),
+        reading=_memory_reading(runs, peaks),
         curves=peaks or (Curve(metric="memory/peak_bytes", label="peak", scale=1 / GIGABYTE),),
-        limit="memory.gpu_memory" if on_gpu else None,
+        limit="memory.gpu_memory" if _counted(runs) == {"tensors"} else None,
     )
     time = Chart(
         name="time",
         title="Time by phase" if seconds else "Time per step",
         axis="seconds per step",
-        reading="Sampling grows with the length of completions. Looking is the update's own forward pass where a group "
-        "goes through the model at once; updating is then the backward pass and the optimizer."
-        if seconds
-        else "Whole steps; a run's own report tells its phases apart.",
-        curves=seconds or (Curve(metric="time/step_seconds", label="step"),),
+        reading=_time_reading(runs, seconds),
+        curves=seconds or (Curve(metric=_STEP_SECONDS, label="step", told="mean"),),
     )
     return memory, time
 
 
-def _by_phase(metric: str, recorded: Mapping[str, Sequence[float]], *, scale: float = 1.0) -> tuple[Curve, ...]:
+def _memory_reading(runs: list[RunRecord], peaks: Sequence[Curve]) -> str:
+    counted = _counted(runs)
+    sentences = {
+        "What tensors held at most.": counted == {"tensors"},
+        "The whole process at its highest, libraries and data included.": counted == {"process"},
+        "On a GPU what tensors held at most, on a CPU the whole process.": len(counted) > 1,
+        "It should be flat after the first steps, but for what the length of completions asks for.": bool(peaks),
+        "It never falls, and should be level after the first steps, unless completions get longer.": not peaks,
+        "Dashed: what the run may use, the card's context included, where --gpu-memory says it.": counted
+        == {"tensors"},
+        "Curves of a small model lie on one another.": counted == {"process"} and len(peaks) > 1,
+        _windows_told(runs, "highest"): bool(peaks),
+    }
+    return _those_that_hold(sentences)
+
+
+def _time_reading(runs: list[RunRecord], seconds: Sequence[Curve]) -> str:
+    looks = any(curve.label == "looking" for curve in seconds)
+    is_looked_at_before = any(iterations_of(run) > 1 for run in runs)
+    sentences = {
+        "Sampling grows with the length of completions.": bool(seconds),
+        "Looking is the update's own forward pass where a group goes through the model at once; updating is then the "
+        "backward pass and the optimizer.": looks and not is_looked_at_before,
+        "Looking is one pass before the first of several updates.": looks and is_looked_at_before,
+        "Whole steps.": not seconds,
+        "A run's own report tells its phases apart.": not seconds
+        and all(_by_phase(_PHASE_SECONDS, run.metrics) for run in runs),
+        _windows_told(runs, "mean"): True,
+    }
+    return _those_that_hold(sentences)
+
+
+def _those_that_hold(sentences: Mapping[str, bool]) -> str:
+    return " ".join(sentence for sentence, holds in sentences.items() if holds and sentence)
+
+
+def _counted(runs: list[RunRecord]) -> set[str]:
+    """What these runs count as memory: `tensors` on a GPU, the whole `process` on a CPU."""
+    return {"process" if str(run.facts.get("device", "CPU")).startswith("CPU") else "tensors" for run in runs}
+
+
+def _windows_told(runs: list[RunRecord], what: str) -> str:
+    """That a point is one of several steps, where it is."""
+    spans = {iterations_of(run) for run in runs}
+    span = f"the {max(spans)} steps" if len(spans) == 1 else "num_iterations steps"
+    return "" if spans <= {1} else f"Each value is the {what} of {span} up to it: only the first on a rollout samples."
+
+
+def _by_phase(like: Curve, recorded: Mapping[str, Sequence[float]]) -> tuple[Curve, ...]:
     """A curve for each phase of which there is a value."""
-    curves = (Curve(metric=metric.format(phase), label=phase, scale=scale) for phase in PHASES)
+    curves = (replace(like, metric=like.metric.format(phase), label=phase) for phase in PHASES)
     return tuple(curve for curve in curves if any(value == value for value in recorded.get(curve.metric, ())))

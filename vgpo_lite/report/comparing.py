@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +59,7 @@ def write_comparison(folders: Sequence[Path], page: Path) -> list[tuple[str, ...
         title="Comparison of runs",
         subtitle=f"{len(runs)} runs in {len(groups)} groups",
         how_drawn="Lines are medians of neighbouring steps. Where a row has several seeds, the line is the mean "
-        "over them and the band reaches from the smallest to the largest.",
+        "over them and the band reaches from the smallest to the largest, on steps where each seed has a value.",
         pictures=pictures,
         intervals=INTERVALS,
         table=table,
@@ -140,23 +139,28 @@ def _picture(chart: Chart, groups: Sequence[SeedGroup]) -> Picture:
 
 
 def _line(group: SeedGroup, curve: Curve, colour: int, style: str | None, *, is_dashed: bool) -> Line:
-    """The line of a group: one run as it is, several as their mean within a band."""
+    """The line of a group: one run as it is, several as their mean within a band where all that record it have a value.
+
+    A mean over fewer seeds would jump where one ends, though none of them changed.
+    """
     low, high = (), ()
     if len(group.runs) == 1:
-        values = group.runs[0].metrics.get(curve.metric, ())
+        values = curve.values(group.runs[0])
         steps = group.runs[0].steps if values else ()
     else:
-        steps, curves = curves_over_seeds(group, curve.metric)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word for a step that no seed has a value of: nan
-            values, low, high = (over(curves, 0).tolist() for over in (np.nanmean, np.nanmin, np.nanmax))
+        steps, curves = curves_over_seeds(group, curve)
+        recording = curves[~np.isnan(curves).all(1)]
+        if len(recording):
+            values, low, high = (over(recording, 0).tolist() for over in (np.mean, np.min, np.max))  # nan where one is
+        else:
+            steps, values = (), ()
     return Line(
         label=group.label,
         colour=colour,
         steps=steps,
-        values=[curve.scale * value for value in values],
-        low=[curve.scale * value for value in low],
-        high=[curve.scale * value for value in high],
+        values=values,
+        low=low,
+        high=high,
         style=style,
         is_dashed=is_dashed,
     )

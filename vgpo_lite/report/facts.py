@@ -32,7 +32,9 @@ def outcome_rows(run: RunRecord) -> list[tuple[str, str]]:
     rows.append(("steps", _steps(run)))
     seconds = _known(run.metrics.get("time/step_seconds", ()))
     if seconds:
-        rows.append(("time in steps", f"{duration(sum(seconds))}, median {duration(statistics.median(seconds))} each"))
+        rows.append(
+            ("time in steps", f"{duration(sum(seconds))}, {duration(statistics.fmean(seconds))} each on average")
+        )
     peaks = _known(run.metrics.get("memory/peak_bytes", ()))
     if peaks:
         rows.append(("peak memory", memory(max(peaks))))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
+    from vgpo_lite.report.charts import Curve
     from vgpo_lite.report.records import RunRecord
 
 _APART = frozenset({"seed", "output", "report_to", "save_completions_every"})
@@ -156,12 +157,12 @@ def gain_of(group: SeedGroup) -> Estimate | None:
     )
 
 
-def curves_over_seeds(group: SeedGroup, metric: str) -> tuple[tuple[int, ...], Float[ndarray, "run step"]]:
-    """The smoothed curves of a metric on the steps that any run of the group has; nan where a run has no value."""
+def curves_over_seeds(group: SeedGroup, curve: Curve) -> tuple[tuple[int, ...], Float[ndarray, "run step"]]:
+    """A curve of each run of a group, smoothed, on the steps that any of them has; nan where a run has no value."""
     steps = tuple(sorted({step for run in group.runs for step in run.steps}))
     places = {step: place for place, step in enumerate(steps)}
     curves = np.full((len(group.runs), len(steps)), np.nan)
     for row, run in enumerate(group.runs):
-        if metric in run.metrics:
-            curves[row, [places[step] for step in run.steps]] = running_median(run.metrics[metric])
+        if curve.metric in run.metrics:
+            curves[row, [places[step] for step in run.steps]] = running_median(curve.values(run))
     return steps, curves

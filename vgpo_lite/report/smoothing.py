@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float, Int
     from numpy import ndarray
@@ -41,6 +41,23 @@ def running_median(values: Sequence[float] | Float[ndarray, " step"]) -> Float[n
     half = window_of(len(numbers)) // 2
     windows = (numbers[max(0, place - half) : place + half + 1] for place in range(len(numbers)))
     return np.array([np.median(known) if len(known := part[~np.isnan(part)]) else np.nan for part in windows])
+
+
+def over_last(
+    values: Float[ndarray, " step"], span: int, over: Callable[[Float[ndarray, " known"]], float]
+) -> Float[ndarray, " step"]:
+    """What so many steps up to each come to, the first ones those that follow too; nan where none of them has a value.
+
+    >>> over_last(np.array([3.0, 0.0, np.nan, 6.0]), 2, np.mean).tolist()
+    [1.5, 1.5, 0.0, 6.0]
+
+    Args:
+        values: One value per step; nan where there is none.
+        span: How many steps are taken together.
+        over: What is told of their values.
+    """
+    windows = (values[max(0, place - span + 1) : max(span, place + 1)] for place in range(len(values)))
+    return np.array([over(known) if len(known := part[~np.isnan(part)]) else np.nan for part in windows])
 
 
 def drawn_places(count: int) -> Int[ndarray, " point"]:

@@ -117,7 +117,7 @@ def _picture(chart: Chart, run: RunRecord) -> Picture:
             label=curve.label,
             colour=place,
             steps=run.steps,
-            values=[value * curve.scale for value in run.metrics[curve.metric]],
+            values=curve.values(run),
         )
         for place, curve in enumerate(chart.recorded([run]))
     ]
