@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image
 
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from vgpo_lite.config.schema import DataConfig
 from vgpo_lite.data_types import Outline, Sample
+from vgpo_lite.prompts import user_text
 
 FACTOR = {QWEN2_VL: 28, QWEN2_5_VL: 28, QWEN3_VL: 32}
 """Pixels along one side of an image token: patch size times merge size."""
@@ -26,6 +29,17 @@ def outline_of(row: Sample) -> Outline:
 
 
 DIRECT = DataConfig(prompt_style="direct")
+
+
+def turn_of(row: Sample) -> list[dict[str, Any]]:
+    """The row as the conversation that a processor renders itself."""
+    content: list[dict[str, Any]] = []
+    shown = iter(row.images)
+    for place, piece in enumerate(user_text(row.question, DIRECT).split("<image>")):
+        content += [{"type": "image", "image": next(shown)}] if place else []
+        content += [{"type": "text", "text": piece}] if piece else []
+    return [{"role": "user", "content": content}]
+
 
 QUESTIONS = {
     "no image": ("Find the angle x.", 0),

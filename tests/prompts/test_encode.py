@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor
 
 from tests.hub.models import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from tests.prompts.rows import DIRECT, FACTOR, QUESTIONS, outline_of, picture, sample
+from tests.prompts.rows import DIRECT, FACTOR, QUESTIONS, outline_of, picture, sample, turn_of
 from vgpo_lite.config.schema import DataConfig, RunConfig
 from vgpo_lite.datasets import open_rows
 from vgpo_lite.errors import ConfigError, DataError, ModelError, PromptTooLongError
@@ -74,13 +74,8 @@ def test_a_template_that_cannot_be_used_is_refused(template: str, message: str) 
 def test_a_plain_prompt_has_the_ids_of_the_processors_own_way(processor: Any, question: str, images: int) -> None:
     row = sample(question, *[picture(60 + 40 * place, 50) for place in range(images)])
     prompt = encode_prompt(row, processor, DIRECT)
-    content: list[dict[str, Any]] = []
-    shown = iter(row.images)
-    for place, piece in enumerate(user_text(question, DIRECT).split("<image>")):
-        content += [{"type": "image", "image": next(shown)}] if place else []
-        content += [{"type": "text", "text": piece}] if piece else []
     wanted = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        turn_of(row), add_generation_prompt=True, tokenize=True, return_dict=True,
         return_tensors="pt", processor_kwargs={"images_kwargs": {"min_pixels": 3136, "max_pixels": 401_408}},
     )  # fmt: skip
     assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()

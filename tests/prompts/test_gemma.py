@@ -12,14 +12,13 @@ from transformers import AutoProcessor
 from tests.hub.gemma import GEMMA3, LINE_ENDS, SEQUENCE
 from tests.hub.models import QWEN2_VL, write_model
 from tests.hub.tiled import LLAVA_ONEVISION, SMOLVLM2
-from tests.prompts.rows import DIRECT, QUESTIONS, outline_of, picture, sample
+from tests.prompts.rows import DIRECT, QUESTIONS, outline_of, picture, sample, turn_of
 from vgpo_lite.errors import PromptTooLongError
 from vgpo_lite.prompts import (
     encode_prompt,
     image_grids,
     images_scaled_down,
     prompt_lengths,
-    user_text,
 )
 
 if TYPE_CHECKING:
@@ -44,13 +43,8 @@ GEMMA_QUESTIONS = QUESTIONS | {
 def test_gemma_reads_what_its_processor_writes(gemma: Any, question: str, images: int) -> None:
     row = sample(question, *[picture(60 + 40 * place, 50) for place in range(images)])
     prompt = encode_prompt(row, gemma, DIRECT)
-    content: list[dict[str, Any]] = []
-    shown = iter(row.images)
-    for place, piece in enumerate(user_text(question, DIRECT).split("<image>")):
-        content += [{"type": "image", "image": next(shown)}] if place else []
-        content += [{"type": "text", "text": piece}] if piece else []
     wanted = gemma.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        turn_of(row), add_generation_prompt=True, tokenize=True, return_dict=True,
         return_tensors="pt",
     )  # fmt: skip
     assert prompt.input_ids.tolist() == wanted["input_ids"][0].tolist()

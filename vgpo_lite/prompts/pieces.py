@@ -101,15 +101,15 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"the model's chat template cannot be rendered: {error}") from error
-    pieces, placeholder = _SLOT.split(rendered), showing_of(processor).placeholder(processor)
+    pieces, mark = _SLOT.split(rendered), showing_of(processor).mark(processor)
     segments, slots = pieces[::4], pieces[2::4]
-    images = sum(segment.count(placeholder) for segment in segments)
+    images = sum(segment.count(mark) for segment in segments)
     if slots != [str(slot) for slot in range(len(layout.texts))] or images != layout.pattern.count("i"):
         raise ModelError(
             f"the model's chat template makes {len(slots)} texts and {images} images of a turn with "
             f"{len(layout.texts)} texts and {layout.pattern.count('i')} images; a vision model's own template is needed"
         )
-    order = "t".join("i" * segment.count(placeholder) for segment in segments)
+    order = "t".join("i" * segment.count(mark) for segment in segments)
     if order != layout.pattern and "t" in layout.pattern.strip("t"):
         raise ImageOrderError(
             f"there is text between its {images} images, and the model's chat template moves them away from it: no "
@@ -122,14 +122,14 @@ def frame_of(layout: Layout, processor: Processor) -> Frame:
 
 def image_parts(shown: Sequence[Shown], processor: Processor) -> list[Part]:
     """What stands for images, side by side and alone."""
-    mark = showing_of(processor).placeholder(processor)
+    mark = showing_of(processor).mark(processor)
     return [Part(_filled(mark * len(shown), iter(shown), processor), is_own=True)]
 
 
 def _filled(segment: str, images: Iterator[Shown], processor: Processor) -> str:
     """A segment with the next images in place of its marks."""
     showing = showing_of(processor)
-    mark, (token, _) = re.escape(showing.placeholder(processor)), showing.token(processor)
+    mark, (token, _) = re.escape(showing.mark(processor)), showing.token(processor)
     return re.sub(mark, lambda _: next(images).text(token), segment)
 
 
@@ -146,7 +146,7 @@ def encoded_images(
     given = showing.given(sizes, processor, data)
     encoded = processor(
         images=[[_resized(image, size) for image, size in zip(images, given, strict=True)]],
-        text=[showing.placeholder(processor) * len(images)],
+        text=[showing.mark(processor) * len(images)],
         return_tensors="pt",
         text_kwargs={"add_special_tokens": False, "padding": False},
         images_kwargs=dict(showing.options(processor, data)),

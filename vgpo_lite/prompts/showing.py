@@ -51,7 +51,7 @@ class Shown(NamedTuple):
 class Showing(Protocol):
     """The way of one kind of processor."""
 
-    def placeholder(self, processor: Processor) -> str:
+    def mark(self, processor: Processor) -> str:
         """What the chat template writes in an image's place."""
         ...
 
@@ -91,7 +91,7 @@ class Showing(Protocol):
 class _Usual:
     """One token that the template writes once, and that is repeated for each feature; images as they are."""
 
-    def placeholder(self, processor: Processor) -> str:
+    def mark(self, processor: Processor) -> str:
         return processor.image_token
 
     def token(self, processor: Processor) -> tuple[str, int]:
@@ -186,7 +186,7 @@ class Cropped(_Usual):
 class Pooled(_Usual):
     """Gemma 3: the whole image, whatever its form, as one square of as many tokens as every other."""
 
-    def placeholder(self, processor: Processor) -> str:
+    def mark(self, processor: Processor) -> str:
         return processor.boi_token
 
     def token(self, processor: Processor) -> tuple[str, int]:
