@@ -92,7 +92,7 @@ def test_only_prompts_that_may_be_among_the_longest_are_tokenized(monkeypatch: p
             tokenized.append(outline.question)
             return len(outline.question.split())
 
-    monkeypatch.setattr(lengths, "_lengths", ByWords)
+    monkeypatch.setattr(lengths, "_Lengths", ByWords)
     rows = [
         Outline(sample_id="", question=text, image_sizes=(), answer=None)
         for text in ("a b", "abcdefghij", "a b c d", "a", "")

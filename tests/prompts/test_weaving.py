@@ -127,6 +127,7 @@ def test_what_is_known_of_a_processor_goes_with_it_and_follows_its_vocabulary(tm
     added = processor.tokenizer.convert_tokens_to_ids("helpful assist")
     assert after.count(added) == 1  # in the template's own turn of the system; the question's stays text
     assert added not in before
+    assert prompt_lengths([outline_of(row)], processor, DIRECT) == [len(after)] != [len(before)]
     gone = ref(processor)
     del processor
     gc.collect()

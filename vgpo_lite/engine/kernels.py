@@ -264,9 +264,12 @@ def _where_any(mask: Tensor | None, output: Tensor, log_sum: Tensor) -> tuple[Te
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Float[Tensor, "token context"] | None:
-    """What is added to the scores: 0 where a query sees a key, otherwise -inf."""
-    if mask is None:
-        return None
+    """What is added to the scores, if there is a mask."""
+    return None if mask is None else _bias(mask, like)
+
+
+def _bias(mask: Tensor, like: Tensor) -> Float[Tensor, "token context"]:
+    """0 where a query sees a key, otherwise -inf."""
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, float("-inf"))
 
 
@@ -275,9 +278,7 @@ def _aligned(mask: Tensor | None, query: Tensor) -> Float[Tensor, "batch head to
     if mask is None:
         return None
     keys = mask.shape[1]
-    added = _added(pad(mask, (0, -keys % BIAS_ALIGNMENT)), query)
-    assert added is not None
-    return added[:, :keys].expand(*query.shape[:2], -1, -1)
+    return _bias(pad(mask, (0, -keys % BIAS_ALIGNMENT)), query)[:, :keys].expand(*query.shape[:2], -1, -1)
 
 
 def _refuse(mask: Tensor | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 from vgpo_lite.errors import ImageOrderError
 from vgpo_lite.planning import PromptSize
@@ -34,7 +34,7 @@ def prompt_lengths(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _lengths(processor, data)
+    lengths = _Lengths(processor, data)
     return [lengths.exact(outline) for outline in outlines]
 
 
@@ -50,7 +50,7 @@ def prompts_in_order(outlines: Iterable[Outline], processor: Processor, data: Da
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _lengths(processor, data)
+    lengths = _Lengths(processor, data)
     return [lengths.keeps_order(outline) for outline in outlines]
 
 
@@ -70,7 +70,7 @@ def largest_prompt(outlines: Iterable[Outline], processor: Processor, data: Data
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _lengths(processor, data)
+    lengths = _Lengths(processor, data)
     showable = [outline for outline in outlines if lengths.keeps_order(outline)]
     known = [(lengths.most(outline), place, outline) for place, outline in enumerate(showable)]
     longest, images = 2, ()
@@ -98,7 +98,7 @@ def longest_prompts(outlines: Iterable[Outline], processor: Processor, data: Dat
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths = _lengths(processor, data)
+    lengths = _Lengths(processor, data)
     known = [(lengths.most(outline), place, outline) for place, outline in enumerate(outlines)]
     longest: list[tuple[int, int]] = []
     for most, place, outline in sorted(known, key=lambda row: row[0], reverse=True):
@@ -122,30 +122,34 @@ def prompts_fit(outlines: Iterable[Outline], processor: Processor, data: DataCon
         ConfigError: The user's prompt template cannot be used.
         ModelError: The model's chat template loses or repeats a part of the question.
     """
-    lengths, limit = _lengths(processor, data), data.max_prompt_length
+    lengths, limit = _Lengths(processor, data), data.max_prompt_length
     return [lengths.most(outline) <= limit or lengths.exact(outline) <= limit for outline in outlines]
 
 
-_counted: WeakKeyDictionary[Processor, _Lengths] = WeakKeyDictionary()
-"""What was counted last for each processor in use: a run asks for its rows' lengths several times before it starts."""
+class _Counted(NamedTuple):
+    """What was counted for a processor, and for which settings and vocabulary that holds."""
+
+    data: DataConfig
+    vocabulary: int
+    frames: dict[str, Frame]
+    tokens: dict[tuple[object, ...], int]
 
 
-def _lengths(processor: Processor, data: DataConfig) -> _Lengths:
-    lengths = _counted.get(processor)
-    if lengths is None or lengths.data != data:
-        lengths = _counted[processor] = _Lengths(processor, data)
-    return lengths
+_counted: WeakKeyDictionary[Processor, _Counted] = WeakKeyDictionary()
+"""Of each processor in use, the last of it: a run asks for its rows' lengths several times before it starts."""
 
 
 class _Lengths:
     """Tokens of prompts. Questions that come again with images of the same sizes are counted once."""
 
     def __init__(self, processor: Processor, data: DataConfig) -> None:
-        self._find_processor = ref(processor)  # held by whoever asks, or it would never be let go
-        self.data = data
+        self._processor = processor
+        self._data = data
         self._token, _ = showing_of(processor).token(processor)
-        self._frames: dict[str, Frame] = {}
-        self._known: dict[tuple[object, ...], int] = {}
+        vocabulary, before = processor.tokenizer.backend_tokenizer.get_vocab_size(), _counted.get(processor)
+        if before is None or (before.data, before.vocabulary) != (data, vocabulary):
+            before = _counted[processor] = _Counted(data, vocabulary, {}, {})
+        self._frames, self._known = before.frames, before.tokens
 
     def exact(self, outline: Outline) -> int:
         """As many as the encoded prompt has."""
@@ -158,7 +162,7 @@ class _Lengths:
     def keeps_order(self, outline: Outline) -> bool:
         """Whether there is such a prompt at all."""
         try:
-            self._frame(layout_of(user_text(outline.question, self.data)))
+            self._frame(layout_of(user_text(outline.question, self._data)))
         except ImageOrderError:
             return False
         return True
@@ -166,20 +170,14 @@ class _Lengths:
     def _of(self, outline: Outline, count: Callable[[str, Processor], int]) -> int:
         key = (count, outline.question, outline.image_sizes)
         if key not in self._known:
-            layout = layout_of(user_text(outline.question, self.data))
-            shown = shown_images(outline.image_sizes, self._processor, self.data)
+            layout = layout_of(user_text(outline.question, self._data))
+            shown = shown_images(outline.image_sizes, self._processor, self._data)
             once = [image._replace(run=1) for image in shown]  # the rest is added: tokens in thousands need no cutting
             parts = self._frame(layout).parts(layout, once, self._processor)
             pieces = stretches(parts, self._processor)
             tokens = sum(1 if isinstance(piece, int) else count(piece, self._processor) for piece in pieces)
             self._known[key] = tokens + sum(map(self._features, shown)) - sum(map(self._features, once))
         return self._known[key]
-
-    @property
-    def _processor(self) -> Processor:
-        processor = self._find_processor()
-        assert processor is not None
-        return processor
 
     def _features(self, shown: Shown) -> int:
         return shown.features(self._token)
